@@ -1,0 +1,37 @@
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint lock clean
+
+PYTHON ?= python3
+MODEL ?= models/tiny-llada2
+PORT ?= 8000
+ARGS ?=
+BIN := .venv/bin
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo 'Variables: PYTHON=$(PYTHON) MODEL=$(MODEL) PORT=$(PORT) ARGS="extra arguments"'
+
+install: ## make .venv: vLLM for CPU, this project (editable), development tools
+	@PYTHON='$(PYTHON)' tools/install.sh
+
+serve: install ## serve MODEL on PORT; ARGS go to `vllm serve`
+	@source tools/cpu_env.sh; set -x; \
+	exec $(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
+
+test: install ## run the tests; ARGS go to pytest
+	@source tools/cpu_env.sh; set -x; exec $(BIN)/python -m pytest $(ARGS)
+
+lint: install ## ruff, ruff format and mypy, all read-only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: install ## pin vLLM's CPU requirements afresh in requirements/cpu.txt
+	$(BIN)/python tools/lock_cpu.py
+
+clean: ## remove what builds and caches left; .venv stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/.done-project
+	rm -rf *.egg-info packaging/vllm-metadata/{build,*.egg-info}
+	find vllm_dllm -name '*.so' -delete
+	find vllm_dllm tests tools -name __pycache__ -prune -exec rm -r {} +
