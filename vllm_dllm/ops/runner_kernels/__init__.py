@@ -1,0 +1,75 @@
+"""CPU implementations of the Triton kernels Model Runner V2 launches itself.
+
+`KERNELS` maps the dotted name of each Triton kernel to a callable that takes the
+kernel's launch arguments in the kernel's order. `vllm_dllm.compat` hands it to
+vLLM's kernel dispatcher on CPU when no triton-cpu is installed; nothing here touches
+vLLM. Kernels of vLLM's own sampler are not among them: our sampler launches none.
+
+The callables come from `native` (C++, a few microseconds each) or, where the
+extension was not built or VLLM_DLLM_NATIVE=0, from `fallback` (torch); both leave the
+same values behind. They get no launch grid, as the dispatcher drops it: the number of
+requests is the length of `idx_mapping`.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {
+    "vllm.v1.worker.gpu.buffer_utils": ("apply_write",),
+    "vllm.v1.worker.gpu.block_table": (
+        "gather_block_tables",
+        "compute_slot_mappings",
+    ),
+    "vllm.v1.worker.gpu.input_batch": (
+        "prepare_prefill_inputs",
+        "prepare_pos_seq_lens",
+        "combine_sampled_and_draft_tokens",
+        "post_update",
+        "post_update_num_computed_tokens",
+        "expand_idx_mapping",
+    ),
+    "vllm.v1.worker.gpu.structured_outputs": ("apply_grammar_bitmask",),
+}
+
+
+def _load() -> ModuleType:
+    """The `native` module if it can and may be used, else `fallback`."""
+    if os.environ.get("VLLM_DLLM_NATIVE") != "0":
+        try:
+            return importlib.import_module(f"{__name__}.native")
+        except ImportError as error:
+            logger.warning("Native CPU kernels unavailable (%s); using torch.", error)
+    return importlib.import_module(f"{__name__}.fallback")
+
+
+def kernels_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """Triton kernel name -> the implementation of it in `module`."""
+    return {
+        f"{owner}._{name}_kernel": getattr(module, name)
+        for owner, names in _NAMES.items()
+        for name in names
+    }
+
+
+_module = _load()
+KERNELS = kernels_of(_module)
+
+
+def implementation() -> str:
+    """Which implementation `KERNELS` holds: "native" or "fallback"."""
+    return _module.__name__.rpartition(".")[2]
+
+
+def available() -> bool:
+    """Whether the native extension can be imported, whatever is in use."""
+    try:
+        importlib.import_module("vllm_dllm._C")
+    except ImportError:
+        return False
+    return True
