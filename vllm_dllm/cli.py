@@ -1,0 +1,83 @@
+"""`--dllm-*` flags: a titled group of `vllm serve`, folded into additional_config.
+
+Not an argparse action with vLLM's `diffusion_config` as its destination: vLLM appends
+dotted options last and would overwrite it without a word.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.decoding.registry import ALIASES, RULES
+
+FLAGS: dict[str, type] = {
+    "block_size": int,
+    "algorithm": str,
+    "threshold": float,
+    "steps": int,
+}
+"""Fields of `DllmConfig` that have a flag of their own."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the group `dllm` (`vllm serve --help=dllm`)."""
+    group = parser.add_argument_group(
+        title=KEY,
+        description="Diffusion language models (vllm-dllm). "
+        "Defaults come from the checkpoint.",
+    )
+    for name, kind in FLAGS.items():
+        group.add_argument(
+            f"--dllm-{name.replace('_', '-')}",
+            type=kind,
+            choices=[*RULES, *ALIASES] if name == "algorithm" else None,
+            help=_help(name),
+        )
+    group.add_argument(
+        "--dllm-config",
+        type=parse_config,
+        metavar="JSON_OR_YAML_FILE",
+        help="All of the above and "
+        + ", ".join(sorted(DllmConfig.model_fields.keys() - FLAGS.keys()))
+        + " as a JSON object, or the path of a YAML file. The other flags win over it.",
+    )
+
+
+def _help(name: str) -> str:
+    docs = DllmConfig.model_fields[name].description or ""
+    return " ".join(docs.split()).replace("%", "%%")
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """A JSON object, or the content of a YAML file. Raises ArgumentTypeError."""
+    try:
+        if text.lstrip().startswith("{"):
+            value = json.loads(text)
+        else:
+            value = yaml.safe_load(Path(text).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a JSON object nor a readable YAML file: {error}"
+        ) from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} does not hold a mapping")
+    return value
+
+
+def fold(args: argparse.Namespace, additional_config: dict[str, Any]) -> dict[str, Any]:
+    """`additional_config` with the values of our flags in it."""
+    flags = {
+        name: value
+        for name in FLAGS
+        if (value := getattr(args, f"dllm_{name}", None)) is not None
+    }
+    own = {
+        **(additional_config.get(KEY) or {}),
+        **(getattr(args, "dllm_config", None) or {}),
+        **flags,
+    }
+    return {**additional_config, KEY: own} if own else additional_config

@@ -1,0 +1,217 @@
+"""Every place where we reach into vLLM, and the versions this is known to fit.
+
+One function per patch: what goes wrong without it, why it is safe to call twice, when
+it can be removed. `tests/test_compat.py` resolves each name in `PRIVATE_SYMBOLS`, so
+that a vLLM upgrade names what went missing.
+"""
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.sampling_params import SamplingParams
+
+SUPPORTED = SpecifierSet(">=0.32,<0.33")
+
+PRIVATE_SYMBOLS: tuple[str, ...] = (
+    "vllm.transformers_utils.config:_CONFIG_REGISTRY",
+    "vllm.model_executor.models.config:MODELS_CONFIG_MAP",
+    "vllm.config.vllm:HAS_TRITON",
+    "vllm.config.vllm:VllmConfig.use_v2_model_runner",
+    "vllm.config.vllm:VllmConfig._validate_v2_model_runner",
+    "vllm.sampling_params:SamplingParams._validate_diffusion",
+    "vllm.engine.arg_utils:EngineArgs.add_cli_args",
+    "vllm.engine.arg_utils:EngineArgs.from_cli_args",
+    "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+    "vllm.v1.core.sched.scheduler:Scheduler._reserve_prefill_lookahead",
+    "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample",
+    "vllm.v1.worker.gpu.attn_utils:build_attn_metadata",
+    "vllm.v1.worker.cpu.model_runner:CPUModelRunner",
+    "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
+    "vllm.v1.worker.gpu_worker:Worker._make_model_runner",
+)
+"""Names outside vLLM's documented plugin interfaces that we use, "module:attribute"."""
+
+
+def is_supported() -> bool:
+    """Whether the installed vLLM is in the band that this plugin was tested with."""
+    try:
+        return SUPPORTED.contains(Version(version("vllm")), prereleases=True)
+    except PackageNotFoundError:
+        return False
+
+
+def is_ours(model_config: "ModelConfig | None") -> bool:
+    """Whether the model is one of our architectures; others keep vLLM's behaviour."""
+    from vllm_dllm.models.registry import FAMILIES
+
+    return model_config is not None and not FAMILIES.keys().isdisjoint(
+        model_config.architectures
+    )
+
+
+def wrap_once(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+    """Replace `owner.name` by `wrapper(original)`, and do nothing the second time."""
+    original = vars(owner)[name]
+    function = getattr(original, "__func__", getattr(original, "fget", original))
+    if getattr(function, "_vllm_dllm", False):
+        return
+    wrapped = functools.wraps(function)(wrapper(function))
+    wrapped._vllm_dllm = True
+    for kind in (staticmethod, classmethod, property):
+        if isinstance(original, kind):
+            wrapped = kind(wrapped)
+    setattr(owner, name, wrapped)
+
+
+def register_configs() -> None:
+    """Read our checkpoints' config.json without remote code.
+
+    Without it transformers knows none of the model types. A second call stores the
+    same classes again. Removable when vLLM offers a registration call for configs.
+    """
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    from vllm_dllm.models import configs, hooks
+    from vllm_dllm.models.registry import FAMILIES
+
+    for architecture, family in FAMILIES.items():
+        config_class = getattr(configs, family.config)
+        _CONFIG_REGISTRY[config_class.model_type] = config_class
+        MODELS_CONFIG_MAP[architecture] = hooks.BlockDiffusionConfig
+
+
+def open_v2_gate() -> None:
+    """Run Model Runner V2 for our models where Triton is missing.
+
+    vLLM refuses it on such machines because of a few Triton kernels; on our path they
+    have replacements (`replace_cpu_kernels`). The gate opens for our architectures
+    alone. Removable when vLLM's CPU build brings kernels of its own.
+    """
+    from vllm.config import vllm as module
+
+    def wrapper(function: Callable[["VllmConfig"], Any]) -> Callable[..., Any]:
+        def with_gate_open(self: "VllmConfig") -> Any:
+            if module.HAS_TRITON or not is_ours(self.model_config):
+                return function(self)
+            module.HAS_TRITON = True
+            try:
+                return function(self)
+            finally:
+                module.HAS_TRITON = False
+
+        return with_gate_open
+
+    wrap_once(module.VllmConfig, "use_v2_model_runner", wrapper)
+    wrap_once(module.VllmConfig, "_validate_v2_model_runner", wrapper)
+
+
+def replace_request_validation() -> None:
+    """Check requests to our models by our rules.
+
+    vLLM's validator for diffusion models rejects every sampling parameter, among them
+    temperature 0, because the one model it was written for ignores them. Removable when
+    a model class can bring its own validation.
+    """
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+
+    from vllm_dllm.config import DllmConfig
+    from vllm_dllm.request import check_sampling_params
+
+    def wrapper(function: Callable[..., None]) -> Callable[..., None]:
+        def validate(self: "SamplingParams", model_config: "ModelConfig") -> None:
+            if not is_ours(model_config):
+                return function(self, model_config)
+            try:
+                check_sampling_params(self, DllmConfig.of(model_config))
+            except ValueError as error:
+                raise VLLMValidationError(str(error)) from None
+
+        return validate
+
+    wrap_once(SamplingParams, "_validate_diffusion", wrapper)
+
+
+def add_cli_flags() -> None:
+    """Let `vllm serve` and every other command know the `--dllm-*` flags.
+
+    Removable when vLLM lets a plugin add arguments.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_dllm import cli
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        def add_cli_args(parser: Any, *args: Any, **kwargs: Any) -> Any:
+            parser = function(parser, *args, **kwargs)
+            cli.add_arguments(parser)
+            return parser
+
+        return add_cli_args
+
+    def fold(function: Callable[..., Any]) -> Callable[..., Any]:
+        def from_cli_args(cls: type, args: Any) -> Any:
+            engine_args = function(cls, args)
+            engine_args.additional_config = cli.fold(
+                args, engine_args.additional_config
+            )
+            return engine_args
+
+        return from_cli_args
+
+    wrap_once(EngineArgs, "add_cli_args", add)
+    wrap_once(EngineArgs, "from_cli_args", fold)
+
+
+def refuse_unused_flags() -> None:
+    """Say so when our flags are given for a model that is not ours.
+
+    Without it they would be ignored without a word. Removable with `add_cli_flags`.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_dllm.config import KEY
+    from vllm_dllm.models.registry import FAMILIES
+
+    def wrapper(function: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
+        def create_engine_config(*args: Any, **kwargs: Any) -> "VllmConfig":
+            config = function(*args, **kwargs)
+            if KEY in config.additional_config and not is_ours(config.model_config):
+                raise ValueError(
+                    f"--dllm-* options were given, but {config.model_config.model} "
+                    f"({', '.join(config.model_config.architectures)}) is not one of "
+                    f"the supported architectures: {', '.join(FAMILIES)}"
+                )
+            return config
+
+        return create_engine_config
+
+    wrap_once(EngineArgs, "create_engine_config", wrapper)
+
+
+def replace_cpu_kernels() -> None:
+    """Replace the Triton kernels on our path, in a worker of our models.
+
+    Without a triton-cpu a launch of them fails. Nothing is replaced where Triton works.
+    Safe to call twice: the registry keeps one implementation per kernel. Removable with
+    `open_v2_gate`.
+    """
+    from vllm.triton_utils import HAS_TRITON, triton
+    from vllm.triton_utils.dispatcher import register_kernels
+
+    if HAS_TRITON:
+        return
+    from vllm_dllm.ops.runner_kernels import KERNELS
+
+    triton.next_power_of_2 = lambda n: 1 << max(n - 1, 0).bit_length()
+    register_kernels(KERNELS)

@@ -1,0 +1,76 @@
+"""Server-wide choices: one pydantic model, and where each value comes from.
+
+Later sources win: the family's table (models/registry.py), the checkpoint's
+config.json, `additional_config["dllm"]` (which `--dllm-config` and the other
+`--dllm-*` flags are folded into, cli.py). The resolved config rides on the HF config,
+which reaches every process inside `VllmConfig`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vllm_dllm.decoding.registry import canonical_name
+from vllm_dllm.request import describe
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+
+KEY = "dllm"
+"""Our key in `additional_config`, and our attribute on the HF config."""
+
+
+class DllmConfig(BaseModel):
+    """Choices of a server that hold for all its requests."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    block_size: int = Field(ge=1, le=4096)
+    """Diffusion block size in tokens. Must be the one the checkpoint was trained
+    with. Not the KV page size, which is vLLM's `--block-size`."""
+    mask_token_id: int = Field(ge=0)
+    """Token id that stands for a position not yet decoded."""
+    algorithm: str = Field(default="threshold")
+    """Decoding rule of requests that do not name one (`dllm_algorithm`)."""
+    threshold: float = Field(default=0.9, ge=0, le=1, allow_inf_nan=False)
+    """Confidence (a probability) above which a token is taken; requests may set
+    `dllm_threshold`."""
+    steps: int = Field(ge=1)
+    """Steps in which a whole block is decoded; requests may set `dllm_steps`. Default:
+    the block size, so that at least one token is decoded in each step."""
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known_rule(cls, name: str) -> str:
+        return canonical_name(name)
+
+    def request_defaults(self) -> dict[str, Any]:
+        """Values of `DllmParams` for a request that sets none."""
+        return self.model_dump(include={"algorithm", "threshold", "steps"})
+
+    @classmethod
+    def build(cls, *sources: dict[str, Any]) -> "DllmConfig":
+        """The config in which later sources win over earlier ones.
+
+        Raises:
+            ValueError: naming the field, its value and what is allowed.
+        """
+        fields: dict[str, Any] = {}
+        for source in sources:
+            fields.update((k, v) for k, v in source.items() if v is not None)
+        fields.setdefault("steps", fields.get("block_size"))
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise ValueError(describe(error, f"{KEY}.")) from None
+
+    def attach(self, model_config: "ModelConfig") -> None:
+        """Make `of(model_config)` return this config, in every process."""
+        setattr(model_config.hf_config, KEY, self.model_dump())
+
+    @classmethod
+    def of(cls, model_config: "ModelConfig") -> "DllmConfig":
+        """The resolved config of a running engine."""
+        return cls(**getattr(model_config.hf_config, KEY))

@@ -1,0 +1,1 @@
+"""Decoding rules: which masked positions of a canvas become tokens in a step."""

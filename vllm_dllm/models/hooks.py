@@ -1,0 +1,191 @@
+"""What vLLM is told about our architectures before an engine is built.
+
+vLLM calls these for a model whose architecture is in its config-hook table
+(compat.py puts ours there): once with the model config, once with the whole config.
+Everything that cannot work is refused here, with one clear message.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.config.diffusion import DiffusionConfig
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
+
+from vllm_dllm import span
+from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.models.registry import FAMILIES, Family
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+logger = init_logger(__name__)
+
+SCHEDULER = "vllm_dllm.scheduler.BlockDiffusionScheduler"
+WORKERS = {
+    "cpu": "vllm_dllm.worker.worker.DenoisingCPUWorker",
+    "cuda": "vllm_dllm.worker.worker.DenoisingGPUWorker",
+}
+
+
+class BlockDiffusionConfig(VerifyAndUpdateConfig):
+    """Fills in diffusion_config, scheduler, worker and page size."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: "ModelConfig") -> None:
+        # vLLM caches `is_diffusion` when it is first read, which may be before the
+        # flags are known; the value itself is set below.
+        model_config.hf_config.canvas_length = family_of(model_config).defaults[
+            "block_size"
+        ]
+
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: "VllmConfig") -> None:
+        refuse_unsupported(vllm_config)
+        model_config = vllm_config.model_config
+        config = DllmConfig.build(
+            family_of(model_config).defaults,
+            checkpoint_fields(model_config),
+            user_fields(vllm_config),
+        )
+        vocab_size = model_config.get_vocab_size()
+        if config.mask_token_id >= vocab_size:
+            raise ValueError(
+                f"{KEY}.mask_token_id={config.mask_token_id} is not in the vocabulary "
+                f"of {vocab_size} tokens"
+            )
+        config.attach(model_config)
+        model_config.hf_config.canvas_length = config.block_size
+        vllm_config.diffusion_config = DiffusionConfig(canvas_length=config.block_size)
+
+        set_page_size(vllm_config, config.block_size)
+        set_token_budget(vllm_config, config.block_size)
+        cover_last_block(vllm_config, config.block_size)
+        vllm_config.scheduler_config.async_scheduling = False
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+        if vllm_config.parallel_config.worker_cls == "auto":
+            vllm_config.parallel_config.worker_cls = WORKERS[
+                current_platform.device_type
+            ]
+        # Until requests sample, a request that names no temperature is greedy.
+        model_config.override_generation_config.setdefault("temperature", 0.0)
+        logger.info("Diffusion language model: %s", config)
+
+
+def family_of(model_config: "ModelConfig") -> Family:
+    return FAMILIES[model_config.architecture]
+
+
+def user_fields(vllm_config: "VllmConfig") -> dict[str, Any]:
+    """What the user set under our key, and vLLM's own name for the block size."""
+    fields = dict(vllm_config.additional_config.get(KEY) or {})
+    if vllm_config.diffusion_config is not None:
+        fields.setdefault("block_size", vllm_config.diffusion_config.canvas_length)
+    return fields
+
+
+def checkpoint_fields(model_config: "ModelConfig") -> dict[str, Any]:
+    """Fields of `DllmConfig` that the checkpoint itself states."""
+    hf_config = model_config.hf_config
+    mask_token_id = getattr(hf_config, "mask_token_id", None)
+    if mask_token_id is None:
+        mask_token_id = find_mask_token(model_config)
+    return {
+        "block_size": getattr(hf_config, "block_size", None),
+        "mask_token_id": mask_token_id,
+    }
+
+
+def find_mask_token(model_config: "ModelConfig") -> int | None:
+    """The id of the family's mask token in the checkpoint's tokenizer, if any."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    if model_config.skip_tokenizer_init:
+        return None
+    vocab = cached_tokenizer_from_config(model_config).get_vocab()
+    return next(
+        (vocab[t] for t in family_of(model_config).mask_tokens if t in vocab), None
+    )
+
+
+def set_page_size(vllm_config: "VllmConfig", block: int) -> None:
+    """Choose a KV page that holds whole blocks, or refuse the user's."""
+    cache_config = vllm_config.cache_config
+    if cache_config.user_specified_block_size:
+        if cache_config.block_size % block:
+            raise ValueError(
+                f"--block-size {cache_config.block_size} (the KV page) is not a "
+                f"multiple of the diffusion block size {block}; use "
+                f"{span.round_up(cache_config.block_size, block)} or leave it out"
+            )
+        return
+    # Small pages share prefixes at a fine grain; 32 is the smallest for which the CPU
+    # kernels are vectorised, 16 the unit of the CUDA backends.
+    granularity = 32 if current_platform.is_cpu() else 16
+    cache_config.block_size = span.page_size(block, granularity)
+    # The platforms replace a page size that was not asked for by their default.
+    cache_config.user_specified_block_size = True
+
+
+def set_token_budget(vllm_config: "VllmConfig", block: int) -> None:
+    """A step must have room for the longest span of a decoding request."""
+    scheduler_config = vllm_config.scheduler_config
+    longest = 2 * block  # a finished block and the next canvas
+    for field in ("max_num_batched_tokens", "long_prefill_token_threshold"):
+        value = getattr(scheduler_config, field)
+        if 0 < value < longest:
+            raise ValueError(
+                f"{field}={value} is less than {longest}, twice the diffusion block "
+                f"size {block}"
+            )
+
+
+def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
+    """Give rotary tables a row for every position of the last block.
+
+    A canvas ends on a block border, which may lie past `max_model_len`; what is past it
+    is forwarded, as the authors' code does, and never emitted.
+    """
+    hf_config = vllm_config.model_config.hf_config
+    hf_config.max_position_embeddings = span.round_up(
+        hf_config.max_position_embeddings, block
+    )
+
+
+def refuse_unsupported(vllm_config: "VllmConfig") -> None:
+    """Raise ValueError for features that would give wrong answers or none."""
+    parallel = vllm_config.parallel_config
+    model_config = vllm_config.model_config
+    refused = {
+        "pipeline parallelism (--pipeline-parallel-size)": (
+            parallel.pipeline_parallel_size > 1
+        ),
+        "decode context parallelism": parallel.decode_context_parallel_size > 1,
+        "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "speculative decoding (--speculative-config)": (
+            vllm_config.speculative_config is not None
+        ),
+        "KV transfer (--kv-transfer-config)": (
+            vllm_config.kv_transfer_config is not None
+        ),
+        "sliding window attention": model_config.get_sliding_window() is not None,
+        "prompt embeddings (--enable-prompt-embeds)": (
+            model_config.enable_prompt_embeds
+        ),
+        "pooling (--runner pooling)": model_config.runner_type != "generate",
+        "asynchronous scheduling (--async-scheduling)": (
+            vllm_config.scheduler_config.async_scheduling is True
+        ),
+        f"the {current_platform.device_type} platform": (
+            current_platform.device_type not in WORKERS
+        ),
+        "the V1 model runner (VLLM_USE_V2_MODEL_RUNNER=0)": (
+            not vllm_config.use_v2_model_runner
+        ),
+    }
+    for feature, requested in refused.items():
+        if requested:
+            raise ValueError(
+                f"{feature} is not supported for diffusion language models "
+                f"({model_config.architecture})"
+            )

@@ -1,0 +1,63 @@
+"""LLaDA2.x mini and flash: BailingMoeV2 with block diffusion.
+
+The layers are vLLM's. Two things differ: the router's scores stay in float32, as in the
+authors' code (rounding them to bfloat16 picks other experts), and the layouts in which
+LLaDA2 checkpoints are found are brought to one.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.models.bailing_moe import BailingMoE, BailingMoeV2ForCausalLM
+
+from vllm_dllm.models.block_diffusion import BlockDiffusion
+
+EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+class LLaDA2MoE(BailingMoE):
+    """A mixture of experts whose router scores are not rounded."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states: [num_tokens, hidden] -> the same shape and dtype."""
+        router_logits, _ = self.gate(hidden_states)
+        return self.experts(hidden_states=hidden_states, router_logits=router_logits)
+
+
+class LLaDA2MoeModelLM(BlockDiffusion, BailingMoeV2ForCausalLM):
+    """`LLaDA2MoeModelLM` checkpoints (2.0, 2.1, CAP)."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        for layer in self.model.layers:
+            if isinstance(layer.mlp, BailingMoE):
+                # vLLM's decoder block names the class to build; the two hold the same
+                # parameters and differ in forward() alone.
+                layer.mlp.__class__ = LLaDA2MoE
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return super().load_weights(canonical_layout(weights))
+
+
+def canonical_layout(
+    weights: Iterable[tuple[str, torch.Tensor]],
+) -> Iterable[tuple[str, torch.Tensor]]:
+    """Weights under the names of the released checkpoints.
+
+    Known besides them: the multimodal export (`model.language_model.` and
+    `model.lm_head.` prefixes) and dFactory's merged experts, one
+    [num_experts, out, in] tensor `mlp.experts.{gate,up,down}_proj` per layer.
+    """
+    for name, weight in weights:
+        if name.startswith("model.lm_head."):
+            name = name.removeprefix("model.")
+        elif name.startswith("model.language_model."):
+            name = "model." + name.removeprefix("model.language_model.")
+        head, is_expert, projection = name.partition(".mlp.experts.")
+        projection = projection.removesuffix(".weight")
+        if is_expert and projection in EXPERT_PROJECTIONS:
+            for expert, expert_weight in enumerate(weight):
+                yield f"{head}.mlp.experts.{expert}.{projection}.weight", expert_weight
+        else:
+            yield name, weight

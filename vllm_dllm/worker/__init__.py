@@ -1,0 +1,1 @@
+"""The worker's side: spans to model inputs, logits to tokens."""

@@ -1,0 +1,37 @@
+"""DenoisingModelRunner: vLLM's Model Runner V2 where denoising needs more of it."""
+
+import torch
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.worker.cpu.model_runner import CPUModelRunner
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+
+class DenoisingModelRunner(GPUModelRunner):
+    def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
+        canvas = self.model_state.canvas
+        for req_id in scheduler_output.preempted_req_ids or ():
+            slot = self.req_states.req_id_to_index.get(req_id)
+            if slot is not None:
+                canvas.suspend(req_id, slot)
+        for req_id in scheduler_output.finished_req_ids:
+            canvas.forget(req_id)
+        super().finish_requests(scheduler_output)
+
+    def sample(
+        self,
+        hidden_states: torch.Tensor,
+        input_batch: InputBatch,
+        grammar_output: GrammarOutput | None,
+    ) -> tuple[SamplerOutput, torch.Tensor, torch.Tensor]:
+        if input_batch.num_draft_tokens == 0:
+            # Prefill chunks only: there is no row to compute logits of, and a
+            # collective over zero rows fails on CPU.
+            output = self.sampler.commit_only(input_batch)
+            return output, output.num_sampled, output.num_rejected
+        return super().sample(hidden_states, input_batch, grammar_output)
+
+
+class DenoisingCPUModelRunner(DenoisingModelRunner, CPUModelRunner):
+    """The same on CPU."""
