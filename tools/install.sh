@@ -88,7 +88,14 @@ install_project() {
     key="$(digest pyproject.toml setup.py csrc) native=${DLLM_SKIP_NATIVE:-0} $PWD"
     if is_done project "$key"; then return; fi
     say "this project, editable"
+    rm -f vllm_dllm/*.so # an old one must not outlive a build that leaves it out
     pip_install --no-deps --no-build-isolation -e .
+    if [ "${DLLM_SKIP_NATIVE:-0}" != 1 ] && ! compgen -G 'vllm_dllm/*.so' >/dev/null
+    then
+        say "note: the native extension did not build; torch does its work more" \
+            "slowly. To see why:" \
+            ".venv/bin/python -m pip install -v --no-deps --no-build-isolation -e ."
+    fi
     mark_done project "$key"
 }
 

@@ -64,7 +64,7 @@ def wrap_once(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
     function = getattr(original, "__func__", getattr(original, "fget", original))
     if getattr(function, "_vllm_dllm", False):
         return
-    wrapped = functools.wraps(function)(wrapper(function))
+    wrapped: Any = functools.wraps(function)(wrapper(function))
     wrapped._vllm_dllm = True
     for kind in (staticmethod, classmethod, property):
         if isinstance(original, kind):
@@ -199,19 +199,22 @@ def refuse_unused_flags() -> None:
     wrap_once(EngineArgs, "create_engine_config", wrapper)
 
 
+@functools.cache
 def replace_cpu_kernels() -> None:
     """Replace the Triton kernels on our path, in a worker of our models.
 
     Without a triton-cpu a launch of them fails. Nothing is replaced where Triton works.
-    Safe to call twice: the registry keeps one implementation per kernel. Removable with
-    `open_v2_gate`.
+    Cached, because vLLM would take the replacements of a second call for the originals
+    of the first. Removable with `open_v2_gate`.
     """
     from vllm.triton_utils import HAS_TRITON, triton
     from vllm.triton_utils.dispatcher import register_kernels
+    from vllm.utils.math_utils import next_power_of_2
 
     if HAS_TRITON:
         return
     from vllm_dllm.ops.runner_kernels import KERNELS
 
-    triton.next_power_of_2 = lambda n: 1 << max(n - 1, 0).bit_length()
+    if not hasattr(triton, "next_power_of_2"):  # the placeholder lacks it
+        triton.next_power_of_2 = next_power_of_2
     register_kernels(KERNELS)

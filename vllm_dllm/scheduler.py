@@ -22,7 +22,7 @@ class BlockDiffusionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.block = DllmConfig.of(self.vllm_config.model_config).block_size
-        self.max_request_len = self.max_model_len
+        self.max_request_len: int = self.vllm_config.model_config.max_model_len
         # A canvas ends on a block border, which may lie past the longest request.
         self.max_model_len = span.round_up(self.max_request_len, self.block)
         self.unplanned_tokens = 0
@@ -37,7 +37,9 @@ class BlockDiffusionScheduler(Scheduler):
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        self.unplanned_tokens = self.max_num_scheduled_tokens
+        self.unplanned_tokens = min(
+            self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
+        )
         for request in self.running:
             canvas = span.canvas_length(request.num_tokens, self.block)
             request.spec_token_ids = [-1] * canvas
@@ -53,9 +55,9 @@ class BlockDiffusionScheduler(Scheduler):
         # ends the prefill also takes the first denoising step.
         whole = span.full_span(num_computed_tokens, request.num_tokens, self.block)
         budget = num_new_tokens
-        if request.status != RequestStatus.RUNNING:
-            if num_computed_tokens + num_new_tokens == request.num_tokens:
-                budget = min(whole.length, self.unplanned_tokens)
+        ends_prefill = num_computed_tokens + num_new_tokens == request.num_tokens
+        if request.status != RequestStatus.RUNNING and ends_prefill:
+            budget = min(whole.length, self.unplanned_tokens)
         length = span.clip(whole, budget, self.block).length
         self.unplanned_tokens -= length
         return length

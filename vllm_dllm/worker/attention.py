@@ -39,7 +39,9 @@ def block_causal_rows(
     if (num_tokens % block).any():
         return AttentionRows(
             owner=torch.arange(num_reqs, device=device),
-            query_start=torch.from_numpy(input_batch.query_start_loc_np[: num_reqs + 1]),
+            query_start=torch.from_numpy(
+                input_batch.query_start_loc_np[: num_reqs + 1]
+            ),
             seq_lens=seq_lens,
             max_query_len=int(num_tokens.max()),
         )

@@ -76,7 +76,9 @@ class DenoisingSampler:
         selected = self._select(input_batch.idx_mapping_np, slot, masked, score)
         tokens = torch.where(selected, candidate, tokens)
         has_canvas = torch.from_numpy(canvas_lens > 0).to(slot.device)
-        return self._emit(input_batch, slot, known, tokens, masked & ~selected, has_canvas)
+        return self._emit(
+            input_batch, slot, known, tokens, masked & ~selected, has_canvas
+        )
 
     def _select(
         self,
@@ -160,4 +162,6 @@ class DenoisingSampler:
         if canvas_lens is None:
             return torch.zeros_like(input_batch.idx_mapping, dtype=torch.int32)
         uncommitted = np.where(canvas_lens > 0, self.canvas.block, 0)
-        return torch.from_numpy(uncommitted).to(input_batch.idx_mapping.device, torch.int32)
+        return torch.from_numpy(uncommitted).to(
+            input_batch.idx_mapping.device, torch.int32
+        )
