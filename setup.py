@@ -6,6 +6,7 @@ uses its torch implementations.
 
 import os
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -30,9 +31,17 @@ class OptionalBuildExt(build_ext):
 openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
 native = Extension(
     "vllm_dllm._C",
-    sources=["csrc/runner_kernels.cpp"],
+    sources=sorted(map(str, Path("csrc").glob("*.cpp"))),
+    depends=["csrc/binding.h"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
-    extra_compile_args=["-O3", "-g0", "-std=c++17", *openmp],
+    extra_compile_args=[
+        "-O3",
+        "-g0",
+        "-std=c++17",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        *openmp,
+    ],
     extra_link_args=openmp,
     py_limited_api=True,
     language="c++",

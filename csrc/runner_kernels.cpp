@@ -4,22 +4,18 @@
 // what the Triton kernel of the same name does, with the launch grid turned into a
 // loop. `vllm_dllm/ops/runner_kernels/native.py` holds the Python signatures.
 //
-// Calls come with 1-16 requests and last microseconds, so they are bound as
-// METH_FASTCALL functions that keep the GIL: releasing it would cost more than the
-// work, and getting it back may cost a whole switch interval.
+// Calls come with 1-16 requests and last microseconds, so they keep the
+// GIL: releasing it would cost more than the work, and getting it back may cost a whole
+// switch interval.
 //
 // One deliberate difference: where a kernel would run past the end of a request's
 // row (and read or overwrite the next request's), these stop at the row's end.
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "binding.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <tuple>
-#include <type_traits>
-#include <utility>
 
 namespace {
 
@@ -282,63 +278,19 @@ void apply_grammar_bitmask(int64_t num_masks, int64_t element_size, char* logits
   }
 }
 
-template <typename T>
-T argument(PyObject* value) {
-  if constexpr (std::is_pointer_v<T>) {
-    return static_cast<T>(PyLong_AsVoidPtr(value));
-  } else {
-    return static_cast<T>(PyLong_AsLongLong(value));
-  }
-}
-
-// Python calling convention for a C function of pointers (as int) and integers.
-template <auto Function>
-struct Binding;
-
-template <typename... Args, void (*Function)(Args...)>
-struct Binding<Function> {
-  static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    constexpr Py_ssize_t expected = sizeof...(Args);
-    if (count != expected) {
-      return PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd",
-                          expected, count);
-    }
-    return invoke(args, std::index_sequence_for<Args...>{});
-  }
-
-  template <size_t... I>
-  static PyObject* invoke(PyObject* const* args, std::index_sequence<I...>) {
-    const std::tuple<Args...> values{argument<Args>(args[I])...};
-    if (PyErr_Occurred()) return nullptr;
-    std::apply(Function, values);
-    Py_RETURN_NONE;
-  }
-};
-
-template <auto Function>
-PyMethodDef method(const char* name) {
-  auto call = reinterpret_cast<void (*)(void)>(&Binding<Function>::call);
-  return {name, reinterpret_cast<PyCFunction>(call), METH_FASTCALL, nullptr};
-}
-
-PyMethodDef methods[] = {
-    method<apply_write>("apply_write"),
-    method<apply_write_groups>("apply_write_groups"),
-    method<gather_block_tables>("gather_block_tables"),
-    method<compute_slot_mappings>("compute_slot_mappings"),
-    method<prepare_prefill_inputs>("prepare_prefill_inputs"),
-    method<prepare_pos_seq_lens>("prepare_pos_seq_lens"),
-    method<combine_sampled_and_draft_tokens>("combine_sampled_and_draft_tokens"),
-    method<post_update>("post_update"),
-    method<post_update_num_computed_tokens>("post_update_num_computed_tokens"),
-    method<expand_idx_mapping>("expand_idx_mapping"),
-    method<apply_grammar_bitmask>("apply_grammar_bitmask"),
-    {nullptr, nullptr, 0, nullptr},
-};
-
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods,
-                      nullptr,               nullptr, nullptr, nullptr};
-
 }  // namespace
 
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+PyMethodDef dllm::runner_kernels[] = {
+    dllm::method<apply_write>("apply_write"),
+    dllm::method<apply_write_groups>("apply_write_groups"),
+    dllm::method<gather_block_tables>("gather_block_tables"),
+    dllm::method<compute_slot_mappings>("compute_slot_mappings"),
+    dllm::method<prepare_prefill_inputs>("prepare_prefill_inputs"),
+    dllm::method<prepare_pos_seq_lens>("prepare_pos_seq_lens"),
+    dllm::method<combine_sampled_and_draft_tokens>("combine_sampled_and_draft_tokens"),
+    dllm::method<post_update>("post_update"),
+    dllm::method<post_update_num_computed_tokens>("post_update_num_computed_tokens"),
+    dllm::method<expand_idx_mapping>("expand_idx_mapping"),
+    dllm::method<apply_grammar_bitmask>("apply_grammar_bitmask"),
+    {nullptr, nullptr, 0, nullptr},
+};

@@ -14,6 +14,25 @@ from vllm_dllm.request import DllmParams
 
 
 @dataclass
+class CanvasBatch:
+    """The blocks of the `n` requests of a step, gathered from their slots."""
+
+    slot: torch.Tensor
+    """[n] int64."""
+    known: torch.Tensor
+    """[n] int64: number of known tokens."""
+    active: torch.Tensor
+    """[n] bool: whether the request's span has a canvas; False in a prefill chunk."""
+    tokens: torch.Tensor
+    """[n, block] int64; undefined left of the known tokens."""
+    masked: torch.Tensor
+    """[n, block] bool: positions of the canvas that are still masks."""
+    cell: tuple[torch.Tensor, torch.Tensor]
+    """Index into [n, block] of the positions that logits are computed for: [rows],
+    [rows] int64. Holds all of `masked`."""
+
+
+@dataclass
 class SavedBlock:
     """The denoising state of a request that has no slot."""
 
@@ -59,6 +78,23 @@ class Canvas:
         else:
             self.tokens[slot] = saved.tokens
             self.step[slot] = saved.step
+
+    def gather(
+        self, slot: torch.Tensor, known: torch.Tensor, active: torch.Tensor
+    ) -> CanvasBatch:
+        """The blocks of a step; arguments as in `CanvasBatch`."""
+        tokens = self.tokens[slot]
+        column = torch.arange(self.block, device=slot.device)
+        in_canvas = active.unsqueeze(1) & (column >= (known % self.block).unsqueeze(1))
+        masked = in_canvas & (tokens == self.mask_token_id)
+        if slot.device.type == "cpu":
+            request, position = masked.nonzero(as_tuple=True)
+        else:
+            # The logits of all positions: how many are masks is known on the device
+            # alone, and to wait for the number costs more than the rows it saves.
+            index = torch.arange(masked.numel(), device=slot.device)
+            request, position = index // self.block, index % self.block
+        return CanvasBatch(slot, known, active, tokens, masked, (request, position))
 
     def suspend(self, req_id: str, slot: int) -> None:
         """Keep the block of a request that is about to lose its slot.

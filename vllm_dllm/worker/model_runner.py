@@ -29,8 +29,11 @@ class DenoisingModelRunner(GPUModelRunner):
             # Prefill chunks only: there is no row to compute logits of, and a
             # collective over zero rows fails on CPU.
             output = self.sampler.commit_only(input_batch)
-            return output, output.num_sampled, output.num_rejected
-        return super().sample(hidden_states, input_batch, grammar_output)
+        else:
+            batch, rows = self.sampler.gather(input_batch)
+            logits = self.model.compute_logits(hidden_states[rows])
+            output = self.sampler.denoise(logits, batch, input_batch)
+        return output, output.num_sampled, output.num_rejected
 
 
 class DenoisingCPUModelRunner(DenoisingModelRunner, CPUModelRunner):
