@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-TOKENIZER = Path(__file__).parents[1] / "models" / "tiny-llada2"
+TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "sdar-pub0"
 SHAPE = {
     "vocab_size": 32000,
     "hidden_size": 768,
