@@ -8,10 +8,9 @@ which reaches every process inside `VllmConfig`.
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
-from vllm_dllm.decoding.registry import canonical_name
-from vllm_dllm.request import describe
+from vllm_dllm.request import RuleParams, describe
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -20,35 +19,18 @@ KEY = "dllm"
 """Our key in `additional_config`, and our attribute on the HF config."""
 
 
-class DllmConfig(BaseModel):
-    """Choices of a server that hold for all its requests."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
+class DllmConfig(RuleParams):
+    """Choices of a server that hold for all its requests, and their defaults."""
 
     block_size: int = Field(ge=1, le=4096)
     """Diffusion block size in tokens. Must be the one the checkpoint was trained
     with. Not the KV page size, which is vLLM's `--block-size`."""
     mask_token_id: int = Field(ge=0)
     """Token id that stands for a position not yet decoded."""
-    algorithm: str = Field(default="threshold")
-    """Decoding rule of requests that do not name one (`dllm_algorithm`)."""
-    threshold: float = Field(default=0.9, ge=0, le=1, allow_inf_nan=False)
-    """Confidence (a probability) above which a token is taken; requests may set
-    `dllm_threshold`."""
-    steps: int = Field(ge=1)
-    """Steps in which a whole block is decoded; requests may set `dllm_steps`. Default:
-    the block size, so that at least one token is decoded in each step."""
-
-    @field_validator("algorithm")
-    @classmethod
-    def _known_rule(cls, name: str) -> str:
-        return canonical_name(name)
 
     def request_defaults(self) -> dict[str, Any]:
         """Values of `DllmParams` for a request that sets none."""
-        return self.model_dump(include={"algorithm", "threshold", "steps"})
+        return self.model_dump(include=set(RuleParams.model_fields))
 
     @classmethod
     def build(cls, *sources: dict[str, Any]) -> "DllmConfig":

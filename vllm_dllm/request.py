@@ -19,22 +19,56 @@ if TYPE_CHECKING:
 PREFIX = "dllm_"
 
 
-class DllmParams(BaseModel):
-    """The decoding parameters of one request, all resolved."""
+class RuleParams(BaseModel):
+    """How positions become tokens. A server has defaults of them, a request its own."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
 
-    algorithm: str
-    """Name of the decoding rule (an alias is accepted and replaced)."""
-    threshold: float = Field(ge=0, le=1, allow_inf_nan=False)
-    """Confidence above which a token is taken; a probability."""
+    algorithm: str = Field(default="threshold")
+    """Decoding rule; an alias is accepted and replaced."""
+    threshold: float = Field(default=0.9, ge=0, le=1, allow_inf_nan=False)
+    """Confidence (a probability) above which a token is taken."""
     steps: int = Field(ge=1)
     """Steps in which a whole block is decoded; sets the least tokens per step."""
+    factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """factor: how sure n tokens must be to be taken together, 1 - factor / (n + 1)."""
+    entropy_bound: float = Field(default=0.35, ge=0, allow_inf_nan=False)
+    """entropy_bounded: sum of entropies (nats) of the tokens taken in a step."""
+    local_leap_anchor_threshold: float = Field(default=0.9, ge=0, le=1)
+    """local_leap: confidence that makes a position an anchor."""
+    local_leap_neighbor_threshold: float = Field(default=0.75, ge=0, le=1)
+    """local_leap: confidence that suffices near an anchor."""
+    local_leap_radius: int = Field(default=4, ge=0)
+    """local_leap: how many positions away is near."""
+    low_threshold: float = Field(default=0.4, ge=0, le=1)
+    """hierarchical: confidence that the best of a run of masks must exceed."""
+    edit_threshold: float = Field(default=0.9, ge=0, le=1)
+    """joint_threshold: confidence above which a decoded token is replaced."""
+    max_post_steps: int = Field(default=16, ge=0)
+    """joint_threshold: steps that may go on editing a block without masks."""
 
     @field_validator("algorithm")
     @classmethod
     def _known_rule(cls, name: str) -> str:
         return canonical_name(name)
+
+
+class DllmParams(RuleParams):
+    """The decoding parameters of one request, all resolved."""
+
+    max_nfe: int | None = Field(default=None, ge=1)
+    """Number of denoising forwards after which the request ends ("length")."""
+
+
+NUMERIC_FIELDS: dict[str, type[int] | type[float]] = {
+    name: kind
+    for name, field in RuleParams.model_fields.items()
+    for kind in (int, float)
+    if field.annotation is kind
+}
+"""Parameters of rules that are numbers, with their type."""
 
 
 def resolve(extra_args: dict[str, Any] | None, config: "DllmConfig") -> DllmParams:
@@ -59,7 +93,8 @@ def resolve(extra_args: dict[str, Any] | None, config: "DllmConfig") -> DllmPara
         params = DllmParams(**{**config.request_defaults(), **own})
     except ValidationError as error:
         raise ValueError(describe(error, PREFIX)) from None
-    unused = own.keys() - {"algorithm"} - get_rule(params.algorithm).parameters
+    of_rules = own.keys() & NUMERIC_FIELDS.keys()
+    unused = of_rules - get_rule(params.algorithm).parameters
     if unused:
         raise ValueError(
             f"{PREFIX}{min(unused)} has no meaning for the decoding rule "
@@ -81,30 +116,25 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
                 f"{key} is a field of other diffusion models; this model knows "
                 f"{', '.join(PREFIX + name for name in DllmParams.model_fields)}"
             )
-    for field, allowed in GREEDY_ONLY.items():
-        value = getattr(params, field)
-        if value != allowed and value not in (None, [], {}):
-            raise ValueError(
-                f"{field}={value!r} is not supported: tokens are chosen greedily "
-                f"({field} must be {allowed!r})"
-            )
+    for field, reason in UNSUPPORTED.items():
+        if getattr(params, field) is not None:
+            raise ValueError(f"{field}={getattr(params, field)!r}: {reason}")
 
 
-GREEDY_ONLY: dict[str, Any] = {
-    "temperature": 0.0,
-    "min_p": 0.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "logit_bias": None,
-    "bad_words": None,
-    "allowed_token_ids": None,
-    "min_tokens": 0,
-    "logprobs": None,
-    "prompt_logprobs": None,
-    "structured_outputs": None,
+UNSUPPORTED: dict[str, str] = {
+    "prompt_logprobs": (
+        "not supported: a token of the prompt is seen by its neighbours on both sides, "
+        "so the model predicts none of them"
+    ),
+    "prompt_logprob_token_ids": "not supported, as prompt_logprobs are not",
+    "structured_outputs": (
+        "not supported: a grammar needs its tokens from left to right, and a block is "
+        "decoded in any order"
+    ),
+    "thinking_token_budget": "not supported for diffusion language models",
+    "logprob_token_ids": "not supported; ask for logprobs",
 }
-"""Fields of `SamplingParams` with the only value that greedy decoding can honour."""
+"""Fields of `SamplingParams` that no value of can be honoured, and why."""
 
 
 def describe(error: ValidationError, prefix: str = "") -> str:

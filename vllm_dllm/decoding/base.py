@@ -1,7 +1,7 @@
 """What a decoding rule is given and what it answers. Torch only, no vLLM."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -10,28 +10,49 @@ import torch
 class CanvasStep:
     """One step of `n` requests that share a rule; row i is the block of request i.
 
-    `block` is the diffusion block size; columns are positions of that block.
+    `block` is the diffusion block size; columns are positions of that block. A request
+    whose step has no canvas has a row without masks and without editable positions.
     """
 
-    # Filled by the sampler from the canvas.
+    # Filled from the canvas.
+    tokens: torch.Tensor
+    """[n, block] int64: the tokens before this step; undefined where masked."""
     masked: torch.Tensor
-    """[n, block] bool: positions that are still masks. At least one in each row."""
+    """[n, block] bool: positions that are still masks."""
+    editable: torch.Tensor
+    """[n, block] bool: decoded positions that were not handed out yet."""
     step: torch.Tensor
-    """[n] int64: steps this block has already taken."""
+    """[n] int64: steps that this block has already taken."""
+    post_steps: torch.Tensor
+    """[n] int64: of these, and of this one, how many began without a mask."""
 
-    # Filled by the sampler from the logits; undefined where `masked` is False.
+    # Filled from the logits; undefined where neither masked nor, for a rule that
+    # revises, editable.
+    candidate: torch.Tensor
+    """[n, block] int64: the proposed token; never the mask."""
     confidence: torch.Tensor
-    """[n, block] float32: probability of the best token that is not the mask."""
+    """[n, block] float32: its probability."""
+    entropy: torch.Tensor | None
+    """[n, block] float32, nats: of the distribution that the candidate is from; for
+    rules that need "entropy"."""
+    margin: torch.Tensor | None
+    """[n, block] float32: probability of the best token less that of the second best;
+    for rules that need "margin"."""
+    noise: torch.Tensor | None
+    """[n, block] float32 in [0, 1): a function of the request's seed, the position and
+    the step; for rules that need "noise"."""
 
-    # Filled from the request's parameters.
-    threshold: torch.Tensor
-    """[n] float32 in [0, 1]."""
-    steps: torch.Tensor
-    """[n] int64 >= 1: steps in which a whole block is to be decoded."""
+    # Filled from the requests.
+    params: dict[str, torch.Tensor]
+    """The rule's `parameters`, each [n]."""
 
-    @property
-    def block(self) -> int:
-        return self.masked.shape[1]
+    def take(self, rows: torch.Tensor) -> "CanvasStep":
+        """The same of some requests: rows is [m] int64. `params` come separately."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                values[name] = value[rows]
+        return CanvasStep(**values)
 
     def quota(self) -> torch.Tensor:
         """Number of positions that this step must decode, at most all masked ones.
@@ -43,26 +64,54 @@ class CanvasStep:
         Returns:
             [n] int64 tensor.
         """
-        base = self.block // self.steps
-        extra = self.step < self.block % self.steps
+        block, steps = self.masked.shape[1], self.params["steps"]
+        base = block // steps
+        extra = self.step < block % steps
         count = self.masked.sum(dim=1)
         quota = torch.minimum(base + extra, count)
-        return torch.where(self.step < self.steps, quota, count)
+        return torch.where(self.step < steps, quota, count)
+
+
+@dataclass
+class Decision:
+    """A rule's answer for a step."""
+
+    write: torch.Tensor
+    """[n, block] bool: positions that take their candidate. Masked ones are selected;
+    editable ones, which only a rule that revises may name, are revised."""
+    done: torch.Tensor | None = None
+    """[n] bool, from rules that revise: the block will not change any more. None:
+    every decoded position is stable at once."""
 
 
 class DecodingRule(Protocol):
-    """Chooses the masked positions that become their candidate tokens."""
+    """Chooses the positions that take their candidate tokens."""
 
     parameters: ClassVar[frozenset[str]]
     """The fields of `DllmParams` that change what this rule does."""
+    needs: ClassVar[frozenset[str]]
+    """Which of "entropy", "margin", "noise" it reads."""
+    revises: ClassVar[bool]
+    """Whether it changes decoded tokens. Nothing of a block is handed out then before
+    the block is done."""
+
+    def decide(self, canvas: CanvasStep) -> Decision:
+        """Positions that are written in this step."""
+        ...
+
+
+class SelectingRule:
+    """Base of the rules that only turn masks into tokens."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    revises: ClassVar[bool] = False
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
-        """Positions that become tokens in this step.
+        """[n, block] bool: a subset of `canvas.masked`, not empty where that is not."""
+        raise NotImplementedError
 
-        Returns:
-            [n, block] bool tensor, a subset of `canvas.masked`.
-        """
-        ...
+    def decide(self, canvas: CanvasStep) -> Decision:
+        return Decision(self.select(canvas))
 
 
 def best(score: torch.Tensor, among: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, best
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
 
 
-class LowConfidence:
+class LowConfidence(SelectingRule):
     parameters: ClassVar[frozenset[str]] = frozenset({"steps"})
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:

@@ -9,12 +9,22 @@ RULES: dict[str, str] = {
     "low_confidence": "vllm_dllm.decoding.low_confidence:LowConfidence",
     "threshold": "vllm_dllm.decoding.threshold:Threshold",
     "sequential": "vllm_dllm.decoding.sequential:Sequential",
+    "random": "vllm_dllm.decoding.random_order:RandomOrder",
+    "margin": "vllm_dllm.decoding.margin:Margin",
+    "entropy": "vllm_dllm.decoding.entropy:Entropy",
+    "entropy_bounded": "vllm_dllm.decoding.entropy_bounded:EntropyBounded",
+    "factor": "vllm_dllm.decoding.factor:Factor",
+    "local_leap": "vllm_dllm.decoding.local_leap:LocalLeap",
+    "hierarchical": "vllm_dllm.decoding.hierarchical:Hierarchical",
+    "joint_threshold": "vllm_dllm.decoding.joint_threshold:JointThreshold",
 }
 
 ALIASES: dict[str, str] = {
     "low_confidence_static": "low_confidence",
     "low_confidence_dynamic": "threshold",
     "LowConfidence": "threshold",
+    "JointThreshold": "joint_threshold",
+    "hierarchy": "hierarchical",
 }
 """Names that other engines and the authors' scripts use for the same rules."""
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule
 
 
-class Sequential:
+class Sequential(SelectingRule):
     parameters: ClassVar[frozenset[str]] = frozenset({"steps"})
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:

@@ -9,14 +9,14 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, best
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
 
 
-class Threshold:
+class Threshold(SelectingRule):
     parameters: ClassVar[frozenset[str]] = frozenset({"threshold", "steps"})
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
-        above = canvas.masked & (canvas.confidence > canvas.threshold.unsqueeze(1))
+        above = canvas.masked & (canvas.confidence > canvas.params["threshold"].unsqueeze(1))
         # The positions above the threshold are the surest ones, so the larger of the
         # two sets holds the smaller, and its size says which one it is.
         count = torch.maximum(above.sum(dim=1), canvas.quota())

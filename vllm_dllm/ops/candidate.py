@@ -1,13 +1,27 @@
-"""The best token of each row of logits, and the model's confidence in it."""
+"""The best token of each row of logits, and how sure the model is of it."""
+
+from dataclasses import dataclass
 
 import torch
 
 from vllm_dllm.ops import extension
 
 
-def candidates(
-    logits: torch.Tensor, mask_token_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass
+class Candidates:
+    """A proposed token per row, and measures of it."""
+
+    token: torch.Tensor
+    """[rows] int64."""
+    confidence: torch.Tensor
+    """[rows] float32: its probability."""
+    entropy: torch.Tensor | None = None
+    """[rows] float32, nats, of the distribution."""
+    margin: torch.Tensor | None = None
+    """[rows] float32: the highest probability less the second highest."""
+
+
+def candidates(logits: torch.Tensor, mask_token_id: int) -> Candidates:
     """The most likely token that is not the mask, and its probability.
 
     Args:
@@ -16,8 +30,7 @@ def candidates(
         mask_token_id: the token that may not be chosen; it has probability 0.
 
     Returns:
-        token: [rows] int64; the lowest id among equals on CPU.
-        confidence: [rows] float32, softmax(logits)[token] computed in float32.
+        token (the lowest id among equals on CPU) and confidence, softmax in float32.
     """
     native = extension.load() if logits.device.type == "cpu" else None
     if native is None or logits.dtype not in (torch.float32, torch.bfloat16):
@@ -35,14 +48,23 @@ def candidates(
         token.data_ptr(),
         confidence.data_ptr(),
     )
-    return token, confidence
+    return Candidates(token, confidence)
 
 
-def candidates_torch(
-    logits: torch.Tensor, mask_token_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def candidates_torch(logits: torch.Tensor, mask_token_id: int) -> Candidates:
     """The same in torch operations."""
     logits[:, mask_token_id] = float("-inf")
     top, token = logits.max(dim=-1)
     confidence = (top.float() - logits.float().logsumexp(dim=-1)).exp()
-    return token, confidence
+    return Candidates(token, confidence)
+
+
+def entropy(probs: torch.Tensor) -> torch.Tensor:
+    """probs: [rows, vocab] float32 -> [rows] float32, nats."""
+    return torch.special.entr(probs).sum(dim=1)
+
+
+def margin(probs: torch.Tensor) -> torch.Tensor:
+    """probs: [rows, vocab] float32 -> [rows] float32: best less second best."""
+    top = probs.topk(min(2, probs.shape[1]), dim=1).values
+    return top[:, 0] - (top[:, 1] if top.shape[1] > 1 else 0)

@@ -10,13 +10,12 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 class DenoisingModelRunner(GPUModelRunner):
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
-        canvas = self.model_state.canvas
         for req_id in scheduler_output.preempted_req_ids or ():
             slot = self.req_states.req_id_to_index.get(req_id)
             if slot is not None:
-                canvas.suspend(req_id, slot)
+                self.model_state.suspend(req_id, slot)
         for req_id in scheduler_output.finished_req_ids:
-            canvas.forget(req_id)
+            self.model_state.forget(req_id)
         super().finish_requests(scheduler_output)
 
     def sample(

@@ -20,7 +20,9 @@ from vllm_dllm import request
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.worker.attention import block_causal_rows
 from vllm_dllm.worker.canvas import Canvas
+from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.sampler import DenoisingSampler
+from vllm_dllm.worker.sampling import Sampling
 
 
 class DenoisingModelState(ModelState):
@@ -40,20 +42,39 @@ class DenoisingModelState(ModelState):
         self.canvas = Canvas(
             self.max_num_reqs, self.block, self.config.mask_token_id, device
         )
+        vocab = self.model_config.get_vocab_size()
+        self.sampling = Sampling(self.max_num_reqs, vocab, device)
+        self.logprobs = Logprobs(
+            self.block, vocab, self.config.mask_token_id, device
+        )
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         params = new_req_data.sampling_params
         assert params is not None
-        max_len = min(new_req_data.prompt_len + params.max_tokens, self.max_model_len)
+        req_id, prompt_len = new_req_data.req_id, new_req_data.prompt_len
         self.canvas.add_request(
-            new_req_data.req_id,
+            req_id,
             req_index,
             request.resolve(params.extra_args, self.config),
-            max_len,
+            max_len=min(prompt_len + params.max_tokens, self.max_model_len),
         )
+        self.sampling.add_request(req_id, req_index, params, prompt_len)
+        self.logprobs.add_request(req_id, req_index, params)
+
+    def suspend(self, req_id: str, req_index: int) -> None:
+        """Keep the half-decoded block of a request that is preempted."""
+        self.canvas.suspend(req_id, req_index)
+        self.logprobs.suspend(req_id, req_index)
+
+    def forget(self, req_id: str) -> None:
+        """Drop what is kept of a request that has ended."""
+        self.canvas.forget(req_id)
+        self.logprobs.forget(req_id)
 
     def custom_sampler(self, sampler: Sampler) -> tuple[DenoisingSampler, None]:
-        return DenoisingSampler(sampler, self.canvas), None
+        return DenoisingSampler(
+            sampler, self.canvas, self.sampling, self.logprobs
+        ), None
 
     def prepare_inputs_embeds(
         self,

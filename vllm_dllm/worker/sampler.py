@@ -9,8 +9,10 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from vllm_dllm.decoding.base import CanvasStep
 from vllm_dllm.decoding.registry import get_rule
-from vllm_dllm.ops.candidate import candidates
+from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
+from vllm_dllm.worker.logprobs import Logprobs
+from vllm_dllm.worker.sampling import Sampling
 
 
 class NoPenalties:
@@ -27,13 +29,17 @@ class DenoisingSampler:
 
     penalties_state = NoPenalties()
 
-    def __init__(self, sampler: Sampler, canvas: Canvas) -> None:
+    def __init__(
+        self, sampler: Sampler, canvas: Canvas, sampling: Sampling, logprobs: Logprobs
+    ) -> None:
         self.sampling_states = sampler.sampling_states
         self.req_states = sampler.req_states
         self.canvas = canvas
+        self.sampling = sampling
+        self.logprobs = logprobs
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
-        """Parameters are kept by the canvas (model_state.add_request)."""
+        """Requests are added with their ids and lengths (model_state.add_request)."""
 
     def apply_staged_writes(self) -> None:
         """Nothing is staged: requests are added between steps, on one stream."""
@@ -71,65 +77,113 @@ class DenoisingSampler:
             Tokens that became known, [num_reqs, block] left-aligned, their number, and
             how many positions of each span have no final KV yet.
         """
-        token, probability = candidates(logits, self.canvas.mask_token_id)
-        candidate = torch.zeros_like(batch.tokens)
-        candidate[batch.cell] = token
-        confidence = torch.zeros_like(batch.tokens, dtype=torch.float32)
-        confidence[batch.cell] = probability
-
-        selected = self._select(batch, confidence, input_batch)
-        batch.tokens = torch.where(selected, candidate, batch.tokens)
-        batch.masked &= ~selected
-        emitted, num_emitted = self._emit(batch)
+        slot_np = input_batch.idx_mapping_np
+        all_token_ids = self.req_states.all_token_ids.gpu
+        rules = dict.fromkeys(self.canvas.algorithm[slot_np])
+        needs = set().union(*(get_rule(name).needs for name in rules))
+        found = self.sampling.propose(
+            logits,
+            batch,
+            slot_np,
+            self.canvas.mask_token_id,
+            needs - {"noise"},
+            all_token_ids,
+        )
+        canvas_step = self._canvas_step(found, batch, needs)
+        write, done = self._decide(canvas_step, batch, slot_np, list(rules))
+        candidate = canvas_step.candidate
+        self.sampling.drop_bad_words(
+            write, candidate, canvas_step.confidence, batch, slot_np, all_token_ids
+        )
+        slots = slot_np.tolist()
+        if not self.logprobs.kept.keys().isdisjoint(slots):
+            self.logprobs.record(logits, batch, write, candidate, slots)
+        batch.tokens = torch.where(write, candidate, batch.tokens)
+        batch.masked &= ~write
+        tokens, count = self._emit(batch, done)
+        logprobs = None
+        if not self.logprobs.kept.keys().isdisjoint(slots):
+            logprobs = self.logprobs.hand_out(
+                slots, batch.first.tolist(), count.tolist()
+            )
         return SamplerOutput(
-            sampled_token_ids=emitted,
-            logprobs_tensors=None,
+            sampled_token_ids=tokens,
+            logprobs_tensors=logprobs,
             num_nans=None,
-            num_sampled=num_emitted,
+            num_sampled=count,
             num_rejected=self._num_uncommitted(input_batch),
         )
 
-    def _select(
-        self, batch: CanvasBatch, confidence: torch.Tensor, input_batch: InputBatch
-    ) -> torch.Tensor:
-        """Ask each rule in the batch about its requests: [num_reqs, block] bool."""
-        algorithms = self.canvas.algorithm[input_batch.idx_mapping_np]
-        selected = torch.zeros_like(batch.masked)
-        for name in dict.fromkeys(algorithms):
-            rows = torch.from_numpy(np.flatnonzero(algorithms == name))
-            rows = rows.to(selected.device)
-            slot = batch.slot[rows]
-            step = CanvasStep(
-                masked=batch.masked[rows],
-                step=self.canvas.step[slot],
-                confidence=confidence[rows],
-                threshold=self.canvas.threshold[slot],
-                steps=self.canvas.steps[slot],
-            )
-            selected[rows] = get_rule(name).select(step)
-        return selected
+    def _canvas_step(
+        self, found: Candidates, batch: CanvasBatch, needs: set[str]
+    ) -> CanvasStep:
+        """Rows of candidates to [n, block]."""
 
-    def _emit(self, batch: CanvasBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the blocks, and hand out their tokens up to the first mask.
+        def spread(rows: torch.Tensor) -> torch.Tensor:
+            grid = torch.zeros_like(batch.tokens, dtype=rows.dtype)
+            grid[batch.cell] = rows
+            return grid
+
+        return CanvasStep(
+            tokens=batch.tokens,
+            masked=batch.masked,
+            editable=batch.editable,
+            step=batch.step,
+            post_steps=batch.post_steps,
+            candidate=spread(found.token),
+            confidence=spread(found.confidence),
+            entropy=None if found.entropy is None else spread(found.entropy),
+            margin=None if found.margin is None else spread(found.margin),
+            noise=self.sampling.order_noise(batch) if "noise" in needs else None,
+            params={},
+        )
+
+    def _decide(
+        self,
+        canvas_step: CanvasStep,
+        batch: CanvasBatch,
+        slot_np: np.ndarray,
+        rules: list[str],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ask each rule in the batch about its requests.
+
+        Returns:
+            write: [num_reqs, block] bool: positions that take their candidate.
+            done: [num_reqs] bool: decoded positions are stable; False where a rule may
+                still revise them.
+        """
+        write = torch.zeros_like(batch.masked)
+        done = torch.ones_like(batch.active)
+        for name in rules:
+            rule = get_rule(name)
+            chosen = np.flatnonzero(self.canvas.algorithm[slot_np] == name)
+            rows = torch.from_numpy(chosen).to(write.device)
+            slot = batch.slot[rows]
+            mine = canvas_step.take(rows)
+            mine.params = {p: self.canvas.params[p][slot] for p in rule.parameters}
+            decision = rule.decide(mine)
+            write[rows] = decision.write
+            if decision.done is not None:
+                done[rows] = decision.done
+        return write, done
+
+    def _emit(
+        self, batch: CanvasBatch, done: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the blocks, and hand out their stable tokens: up to the first mask.
 
         Returns:
             tokens: [num_reqs, block] int64, left-aligned.
             count: [num_reqs] int32.
         """
-        canvas = self.canvas
-        column = torch.arange(canvas.block, device=batch.slot.device)
-        first = batch.known % canvas.block
-        first_mask = torch.where(batch.masked, column, canvas.block).amin(dim=1)
-        room = canvas.max_len[batch.slot] - batch.known
-        count = torch.minimum(first_mask - first, room) * batch.active
-        tokens = batch.tokens.gather(1, (first.unsqueeze(1) + column) % canvas.block)
-
-        finished = batch.active & (first_mask == canvas.block)
-        canvas.tokens[batch.slot] = batch.tokens.masked_fill(
-            finished.unsqueeze(1), canvas.mask_token_id
-        )
-        step = canvas.step[batch.slot] + batch.active
-        canvas.step[batch.slot] = step.masked_fill(finished, 0)
+        block, first = self.canvas.block, batch.first
+        column = torch.arange(block, device=first.device)
+        first_mask = torch.where(batch.masked, column, block).amin(dim=1)
+        may_emit = batch.active & done
+        room = self.canvas.max_len[batch.slot] - batch.known
+        count = torch.minimum(first_mask - first, room) * may_emit
+        tokens = batch.tokens.gather(1, (first.unsqueeze(1) + column) % block)
+        self.canvas.scatter(batch, finished=may_emit & (first_mask == block))
         return tokens, count.int()
 
     def commit_only(self, input_batch: InputBatch) -> SamplerOutput:

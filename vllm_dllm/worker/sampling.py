@@ -1,0 +1,156 @@
+"""Sampling parameters of every request slot, and the candidates that they give."""
+
+import hashlib
+
+import numpy as np
+import torch
+from vllm.sampling_params import SamplingParams
+
+from vllm_dllm.ops.candidate import Candidates, candidates, entropy, margin
+from vllm_dllm.ops.noise import uniform
+from vllm_dllm.ops.sample import SamplingFilters, sample
+from vllm_dllm.worker.canvas import CanvasBatch
+from vllm_dllm.worker.logits import LogitsRules
+
+TILE = 32
+"""Rows that are held in float32 at a time."""
+TOKEN_STREAM, ORDER_STREAM = 0, 1
+"""Independent random numbers of a position: its token, and its place in the order."""
+
+
+class Sampling:
+    """Slot-indexed, as `Canvas`."""
+
+    def __init__(self, num_slots: int, vocab: int, device: torch.device) -> None:
+        self.vocab = vocab
+        self.filters = SamplingFilters(
+            temperature=torch.zeros(num_slots, device=device),
+            top_k=torch.full((num_slots,), vocab, dtype=torch.int64, device=device),
+            top_p=torch.ones(num_slots, device=device),
+            min_p=torch.zeros(num_slots, device=device),
+        )
+        self.seed = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.plain = np.ones(num_slots, dtype=bool)
+        """Slots whose candidate is the most likely token of the model's own logits."""
+        self.rules: dict[int, LogitsRules] = {}
+
+    def add_request(
+        self, req_id: str, slot: int, params: SamplingParams, prompt_len: int
+    ) -> None:
+        filters = self.filters
+        filters.temperature[slot] = params.temperature
+        filters.top_k[slot] = params.top_k if params.top_k > 0 else self.vocab
+        filters.top_p[slot] = params.top_p
+        filters.min_p[slot] = params.min_p
+        self.seed[slot] = params.seed if params.seed is not None else _seed_of(req_id)
+        self.rules.pop(slot, None)
+        if LogitsRules.needed(params):
+            self.rules[slot] = LogitsRules(params, prompt_len, self.vocab)
+        self.plain[slot] = params.temperature == 0 and slot not in self.rules
+
+    def order_noise(self, batch: CanvasBatch) -> torch.Tensor:
+        """[n, block] float32 in [0, 1)."""
+        noise = uniform(
+            self.seed[batch.slot].unsqueeze(1),
+            batch.position,
+            batch.step.unsqueeze(1),
+            ORDER_STREAM,
+        )
+        return noise.float()
+
+    def propose(
+        self,
+        logits: torch.Tensor,
+        batch: CanvasBatch,
+        slot_np: np.ndarray,
+        mask_token_id: int,
+        needs: set[str],
+        all_token_ids: torch.Tensor,
+    ) -> Candidates:
+        """A candidate for each row.
+
+        Args:
+            logits: [rows, vocab], those of `batch.cell`; the mask's column is lost.
+            slot_np: [n] slots of the batch, on the CPU.
+            needs: "entropy", "margin": what rules of the batch read besides confidence.
+            all_token_ids: [num_slots, max_len], known tokens of all slots.
+        """
+        found = candidates(logits, mask_token_id)
+        if needs:
+            found.entropy = torch.zeros_like(found.confidence)
+            found.margin = torch.zeros_like(found.confidence)
+            rows = torch.arange(len(logits), device=logits.device)
+        elif self.plain[slot_np].all():
+            return found
+        else:
+            is_plain = torch.from_numpy(self.plain[slot_np]).to(logits.device)
+            rows = (~is_plain[batch.cell[0]]).nonzero().squeeze(1)
+        logits[:, mask_token_id] = float("-inf")
+        for tile in rows.split(TILE):
+            self._propose_tile(found, logits, batch, slot_np, tile, all_token_ids)
+        return found
+
+    def _propose_tile(
+        self,
+        found: Candidates,
+        logits: torch.Tensor,
+        batch: CanvasBatch,
+        slot_np: np.ndarray,
+        rows: torch.Tensor,
+        all_token_ids: torch.Tensor,
+    ) -> None:
+        request, column = batch.cell[0][rows], batch.cell[1][rows]
+        slot, position = batch.slot[request], batch.position[request, column]
+        tile = logits[rows].float()
+        for index in np.flatnonzero([s in self.rules for s in slot_np]):
+            mine = (request == index).nonzero().squeeze(1)
+            if len(mine):
+                sequence = batch.sequence(int(index), all_token_ids)
+                part = tile[mine]
+                self.rules[slot_np[index]].apply(part, position[mine], sequence)
+                tile[mine] = part
+        noise = uniform(self.seed[slot], position, batch.step[request], TOKEN_STREAM)
+        filters = SamplingFilters(
+            self.filters.temperature[slot],
+            self.filters.top_k[slot],
+            self.filters.top_p[slot],
+            self.filters.min_p[slot],
+        )
+        token, probs = sample(tile, filters, noise)
+        found.token[rows] = token
+        found.confidence[rows] = probs.gather(1, token.unsqueeze(1)).squeeze(1)
+        if found.entropy is not None and found.margin is not None:
+            found.entropy[rows] = entropy(probs)
+            found.margin[rows] = margin(probs)
+
+    def drop_bad_words(
+        self,
+        write: torch.Tensor,
+        candidate: torch.Tensor,
+        confidence: torch.Tensor,
+        batch: CanvasBatch,
+        slot_np: np.ndarray,
+        all_token_ids: torch.Tensor,
+    ) -> None:
+        """Take back writes of this step that make a bad word together.
+
+        Args:
+            write: [n, block] bool; changed in place.
+            candidate: [n, block] int64; confidence: [n, block] float32.
+        """
+        for index, slot in enumerate(slot_np):
+            rules = self.rules.get(slot)
+            if rules is None or not rules.bad_words:
+                continue
+            before = batch.sequence(index, all_token_ids)
+            start = len(before) - write.shape[1]
+            after, sure = before.clone(), torch.zeros(len(before), device=write.device)
+            after[start:] = torch.where(write[index], candidate[index], before[start:])
+            sure[start:] = confidence[index]
+            for place in rules.conflicts(before, after, sure):
+                write[index, place - start] = False
+
+
+def _seed_of(req_id: str) -> int:
+    """The same on every rank, and after preemption."""
+    return int.from_bytes(hashlib.blake2b(req_id.encode(), digest_size=7).digest())
