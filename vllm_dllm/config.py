@@ -27,6 +27,9 @@ class DllmConfig(RuleParams):
     with. Not the KV page size, which is vLLM's `--block-size`."""
     mask_token_id: int = Field(ge=0)
     """Token id that stands for a position not yet decoded."""
+    cap_steps: bool = False
+    """Take no more steps for a block than the whole answer may have tokens, as LLaDA2's
+    authors do."""
 
     def request_defaults(self) -> dict[str, Any]:
         """Values of `DllmParams` for a request that sets none."""
@@ -46,7 +49,7 @@ class DllmConfig(RuleParams):
         try:
             return cls(**fields)
         except ValidationError as error:
-            raise ValueError(describe(error, f"{KEY}.")) from None
+            raise ValueError(describe(error, cls, f"{KEY}.")) from None
 
     def attach(self, model_config: "ModelConfig") -> None:
         """Make `of(model_config)` return this config, in every process."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vllm_dllm.config import DllmConfig
 
 PREFIX = "dllm_"
+MAX_COUNT = 1_000_000
+"""Upper limit of everything that is counted; far above any use, and it fits a tensor."""
 
 
 class RuleParams(BaseModel):
@@ -30,7 +32,7 @@ class RuleParams(BaseModel):
     """Decoding rule; an alias is accepted and replaced."""
     threshold: float = Field(default=0.9, ge=0, le=1, allow_inf_nan=False)
     """Confidence (a probability) above which a token is taken."""
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MAX_COUNT)
     """Steps in which a whole block is decoded; sets the least tokens per step."""
     factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """factor: how sure n tokens must be to be taken together, 1 - factor / (n + 1)."""
@@ -40,13 +42,13 @@ class RuleParams(BaseModel):
     """local_leap: confidence that makes a position an anchor."""
     local_leap_neighbor_threshold: float = Field(default=0.75, ge=0, le=1)
     """local_leap: confidence that suffices near an anchor."""
-    local_leap_radius: int = Field(default=4, ge=0)
+    local_leap_radius: int = Field(default=4, ge=0, le=MAX_COUNT)
     """local_leap: how many positions away is near."""
     low_threshold: float = Field(default=0.4, ge=0, le=1)
     """hierarchical: confidence that the best of a run of masks must exceed."""
     edit_threshold: float = Field(default=0.9, ge=0, le=1)
     """joint_threshold: confidence above which a decoded token is replaced."""
-    max_post_steps: int = Field(default=16, ge=0)
+    max_post_steps: int = Field(default=16, ge=0, le=MAX_COUNT)
     """joint_threshold: steps that may go on editing a block without masks."""
 
     @field_validator("algorithm")
@@ -58,7 +60,7 @@ class RuleParams(BaseModel):
 class DllmParams(RuleParams):
     """The decoding parameters of one request, all resolved."""
 
-    max_nfe: int | None = Field(default=None, ge=1)
+    max_nfe: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of denoising forwards after which the request ends ("length")."""
 
 
@@ -83,22 +85,16 @@ def resolve(extra_args: dict[str, Any] | None, config: "DllmConfig") -> DllmPara
         for key, value in (extra_args or {}).items()
         if key.startswith(PREFIX)
     }
-    unknown = own.keys() - DllmParams.model_fields.keys()
-    if unknown:
-        raise ValueError(
-            f"unknown field {PREFIX}{min(unknown)}; known: "
-            f"{', '.join(PREFIX + name for name in DllmParams.model_fields)}"
-        )
     try:
         params = DllmParams(**{**config.request_defaults(), **own})
     except ValidationError as error:
-        raise ValueError(describe(error, PREFIX)) from None
-    of_rules = own.keys() & NUMERIC_FIELDS.keys()
-    unused = of_rules - get_rule(params.algorithm).parameters
-    if unused:
+        raise ValueError(describe(error, DllmParams, PREFIX)) from None
+    parameters = get_rule(params.algorithm).parameters
+    for name in sorted(own.keys() & NUMERIC_FIELDS.keys() - parameters):
         raise ValueError(
-            f"{PREFIX}{min(unused)} has no meaning for the decoding rule "
-            f"{params.algorithm!r}"
+            f"{PREFIX}{name}={own[name]!r} has no meaning for the decoding rule "
+            f"{params.algorithm!r}, which uses "
+            f"{', '.join(PREFIX + used for used in sorted(parameters))}"
         )
     return params
 
@@ -137,8 +133,15 @@ UNSUPPORTED: dict[str, str] = {
 """Fields of `SamplingParams` that no value of can be honoured, and why."""
 
 
-def describe(error: ValidationError, prefix: str = "") -> str:
+def describe(
+    error: ValidationError, model: type[BaseModel], prefix: str = ""
+) -> str:
     """A pydantic error as one line: field, value, what is wrong with it."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    return f"{prefix}{field}={first['input']!r}: {first['msg']}"
+    field = prefix + ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{field} is not given, and the checkpoint does not state it"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(prefix + name for name in model.model_fields)
+        return f"unknown field {field}={first['input']!r}; known: {known}"
+    return f"{field}={first['input']!r}: {first['msg']}"

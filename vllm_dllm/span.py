@@ -48,9 +48,7 @@ def clip(span: Span, budget: int, block: int) -> Span:
     """
     if span.length <= budget:
         return span
-    last_border = span.end - block
-    end = min(span.start + budget // block * block, last_border)
-    return Span(span.start, end, 0)
+    return Span(span.start, span.start + budget // block * block, 0)
 
 
 def committed(span: Span, block: int) -> int:

@@ -18,7 +18,7 @@ class Family:
     """Spellings of the mask token, to look up its id in the tokenizer."""
 
 
-_LLADA2 = {"block_size": 32, "threshold": 0.95}
+_LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
 _SDAR = {"block_size": 4, "threshold": 0.85}
 
 FAMILIES: dict[str, Family] = {
