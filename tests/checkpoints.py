@@ -1,0 +1,38 @@
+"""Checkpoints made from the golden ones, in a folder of the test's own."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.golden_cases import GOLDEN
+
+
+def derived(
+    folder: Path, base: str, weights: dict[str, Tensor] | None = None, **changes: Any
+) -> Path:
+    """Write a checkpoint like the golden one `base` into `folder`, and return that.
+
+    Args:
+        folder: made by this.
+        base: its tokenizer is copied, as are weights and fields that are not given.
+        weights: all weights of the new checkpoint; None for those of `base`.
+        changes: fields of config.json; None leaves one out.
+    """
+    folder.mkdir()
+    for file in (GOLDEN / base).iterdir():
+        if file.suffix in (".json", ".jinja", ".safetensors"):
+            shutil.copyfile(file, folder / file.name)
+    config = folder / "config.json"
+    fields = {**json.loads(config.read_text()), **changes}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    config.write_text(json.dumps(fields))
+    if weights is not None:
+        file = folder / "model.safetensors"
+        save_file(
+            {k: w.contiguous() for k, w in weights.items()}, file, {"format": "pt"}
+        )
+    return folder

@@ -1,0 +1,1 @@
+"""Plain PyTorch re-implementations that the engine's answers are compared with."""

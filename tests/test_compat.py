@@ -1,0 +1,246 @@
+"""What we touch in vLLM: that it is there, and that we keep to it."""
+
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.config import vllm as vllm_config_module
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from vllm_dllm import compat, plugin
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.models.registry import FAMILIES
+
+
+def missing(symbol: str) -> str | None:
+    """What of "module:attribute.attribute" the installed vLLM does not have."""
+    module, _, path = symbol.partition(":")
+    try:
+        owner: Any = import_module(module)
+    except ModuleNotFoundError:
+        return f"the module {module}"
+    for name in path.split("."):
+        if not hasattr(owner, name):
+            return f"{name!r} of {getattr(owner, '__name__', module)}"
+        owner = getattr(owner, name)
+    return None
+
+
+@pytest.mark.parametrize("symbol", compat.PRIVATE_SYMBOLS)
+def test_every_private_symbol_is_there(symbol: str) -> None:
+    """A vLLM upgrade should name what went missing, not fail somewhere inside."""
+    gone = missing(symbol)
+    assert gone is None, f"this vLLM lacks {gone}; see compat.py for what needs it"
+
+
+@pytest.mark.parametrize(
+    "symbol",
+    ["vllm.no_such:thing", "vllm.config.vllm:thing", "vllm.config.vllm:VllmConfig.a"],
+)
+def test_a_missing_symbol_is_named(symbol: str) -> None:
+    """The check above would pass for a name that is not there."""
+    gone = missing(symbol)
+    assert gone is not None
+    assert any(name in gone for name in ("vllm.no_such", "'thing'", "'a'"))
+
+
+@pytest.mark.parametrize(
+    ("version", "supported"),
+    [
+        ("0.31.9", False),
+        ("0.32.0", True),
+        ("0.32.0+cpu", True),
+        ("0.32.1.dev7+g0123abc", True),
+        ("0.32.3.post1", True),
+        ("0.33.0", False),
+        ("1.0.0", False),
+    ],
+)
+def test_the_band_holds_the_builds_of_one_release(
+    monkeypatch: pytest.MonkeyPatch, version: str, supported: bool
+) -> None:
+    """A CPU build left out of the band would silently lose all our models."""
+    monkeypatch.setattr(compat, "version", lambda _: version)
+    assert compat.is_supported() is supported
+
+
+def test_without_vllm_the_plugin_has_no_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An exception here would end every process that lists its plugins."""
+
+    def version(_: str) -> str:
+        raise PackageNotFoundError("vllm")
+
+    monkeypatch.setattr(compat, "version", version)
+    assert compat.is_supported() is False
+
+
+def run_python(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_outside_of_the_band_the_plugin_warns_once_and_touches_nothing() -> None:
+    """An exception in a plugin ends every vLLM process on the machine."""
+    done = run_python(
+        "import sys\n"
+        "from vllm_dllm import compat, plugin\n"
+        "compat.version = lambda _: '0.31.0'\n"
+        "plugin.register()\n"
+        "assert 'vllm' not in sys.modules, 'it imported what it was to leave alone'\n"
+    )
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "vllm-dllm supports vLLM" in line
+    assert str(compat.SUPPORTED) in line
+
+
+def test_importing_the_package_imports_neither_torch_nor_vllm() -> None:
+    """Seconds would be added to every `vllm` command, diffusion model or not."""
+    run_python(
+        "import sys, vllm_dllm\n"
+        "assert not {'torch', 'vllm', 'transformers'} & sys.modules.keys()\n"
+    )
+
+
+def wrapped_functions() -> dict[str, Any]:
+    """Every attribute of vLLM that we replace by a wrapper."""
+    found = {}
+    for symbol in compat.PRIVATE_SYMBOLS:
+        module, _, path = symbol.partition(":")
+        *owners, name = path.split(".")
+        owner: Any = import_module(module)
+        for part in owners:
+            owner = getattr(owner, part)
+        raw = vars(owner).get(name)
+        function = getattr(raw, "__func__", getattr(raw, "fget", raw))
+        if getattr(function, "_vllm_dllm", False):
+            found[symbol] = raw
+    return found
+
+
+def test_registering_again_wraps_nothing_twice() -> None:
+    """vLLM registers plugins in every process, and tests do it again: flags that are
+    added twice are an argparse error."""
+    plugin.register()
+    once = wrapped_functions()
+    plugin.register()
+    again = wrapped_functions()
+    assert len(once) == 6
+    assert once.keys() == again.keys()
+    assert all(once[symbol] is again[symbol] for symbol in once)
+
+
+def test_what_is_wrapped_keeps_its_kind_and_name() -> None:
+    """A static method that turned into a method gets its class as the parser."""
+    plugin.register()
+    attributes = vars(EngineArgs)
+    assert isinstance(attributes["add_cli_args"], staticmethod)
+    assert isinstance(attributes["from_cli_args"], classmethod)
+    assert EngineArgs.create_engine_config.__name__ == "create_engine_config"
+    assert EngineArgs.create_engine_config.__doc__
+
+
+def test_architectures_and_configs_are_known_to_vllm() -> None:
+    """An architecture without its config would need remote code."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    plugin.register()
+    assert FAMILIES.keys() <= set(ModelRegistry.get_supported_archs())
+    assert FAMILIES.keys() <= MODELS_CONFIG_MAP.keys()
+    assert {"llada2_moe", "sdar", "sdar_moe"} <= _CONFIG_REGISTRY.keys()
+
+
+def test_no_architecture_of_vllms_own_is_taken_over() -> None:
+    """A model that vLLM serves itself would change its behaviour with our install."""
+    from vllm.model_executor.models.registry import _VLLM_MODELS
+
+    assert FAMILIES.keys().isdisjoint(_VLLM_MODELS)
+
+
+def model_config(architecture: str) -> SimpleNamespace:
+    """As much of a ModelConfig as the validator looks at."""
+    config = DllmConfig.build({"block_size": 4, "mask_token_id": 255})
+    return SimpleNamespace(
+        architectures=[architecture],
+        is_diffusion=True,
+        hf_config=SimpleNamespace(dllm=config.model_dump()),
+    )
+
+
+def test_other_diffusion_models_keep_vllms_validation() -> None:
+    """DiffusionGemma ignores a temperature; to accept one for it would be a lie."""
+    plugin.register()
+    gemma = model_config("DiffusionGemmaForBlockDiffusion")
+    with pytest.raises(VLLMValidationError, match="not yet supported with diffusion"):
+        SamplingParams(temperature=0.0)._validate_diffusion(gemma)
+    SamplingParams(temperature=1.0)._validate_diffusion(gemma)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_our_models_are_validated_by_our_rules(architecture: str) -> None:
+    """vLLM's validator refuses temperature 0, the one that these models decode with."""
+    plugin.register()
+    ours = model_config(architecture)
+    SamplingParams(temperature=0.0)._validate_diffusion(ours)
+    with pytest.raises(VLLMValidationError, match=r"dllm_steps=0"):
+        SamplingParams(
+            temperature=0.0, extra_args={"dllm_steps": 0}
+        )._validate_diffusion(ours)
+
+
+def test_no_model_at_all_is_not_ours() -> None:
+    """vLLM builds configs without a model, in its own tests and for empty engines."""
+    assert not compat.is_ours(None)
+    assert not compat.is_ours(SimpleNamespace(architectures=["LlamaForCausalLM"]))
+
+
+class GatedConfig:
+    """The part of VllmConfig that looks at HAS_TRITON."""
+
+    def __init__(self, architecture: str) -> None:
+        self.model_config = model_config(architecture)
+
+    @property
+    def use_v2_model_runner(self) -> bool:
+        return vllm_config_module.HAS_TRITON
+
+    def _validate_v2_model_runner(self) -> None:
+        if "SDAR" in self.model_config.architectures[0]:
+            raise RuntimeError(f"HAS_TRITON={vllm_config_module.HAS_TRITON}")
+
+
+def test_the_v2_gate_opens_for_our_models_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Model Runner V2 without its Triton kernels crashes with any other model."""
+    monkeypatch.setattr(vllm_config_module, "HAS_TRITON", False)
+    monkeypatch.setattr(vllm_config_module, "VllmConfig", GatedConfig)
+    compat.open_v2_gate()
+    assert GatedConfig("LLaDA2MoeModelLM").use_v2_model_runner
+    assert not GatedConfig("LlamaForCausalLM").use_v2_model_runner
+    assert not vllm_config_module.HAS_TRITON
+
+
+def test_the_v2_gate_closes_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused config would leave the gate open for the next model."""
+    monkeypatch.setattr(vllm_config_module, "HAS_TRITON", False)
+    monkeypatch.setattr(vllm_config_module, "VllmConfig", GatedConfig)
+    compat.open_v2_gate()
+    with pytest.raises(RuntimeError, match="HAS_TRITON=True"):
+        GatedConfig("SDARForCausalLM")._validate_v2_model_runner()
+    assert not vllm_config_module.HAS_TRITON
