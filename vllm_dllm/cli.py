@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.config import KEY, DllmConfig, given
 from vllm_dllm.decoding.registry import ALIASES, RULES
 
 FLAGS: dict[str, type] = {
@@ -68,16 +68,14 @@ def parse_config(text: str) -> dict[str, Any]:
     return value
 
 
-def fold(args: argparse.Namespace, additional_config: dict[str, Any]) -> dict[str, Any]:
-    """`additional_config` with the values of our flags in it."""
+def fold(args: argparse.Namespace, additional_config: Any) -> Any:
+    """vLLM's `additional_config` with the values of our flags in it."""
     flags = {
         name: value
         for name in FLAGS
         if (value := getattr(args, f"dllm_{name}", None)) is not None
     }
-    own = {
-        **(additional_config.get(KEY) or {}),
-        **(getattr(args, "dllm_config", None) or {}),
-        **flags,
-    }
-    return {**additional_config, KEY: own} if own else additional_config
+    own = {**(getattr(args, "dllm_config", None) or {}), **flags}
+    if not own:
+        return additional_config
+    return {**additional_config, KEY: {**given(additional_config), **own}}

@@ -180,13 +180,13 @@ def refuse_unused_flags() -> None:
     """
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_dllm.config import KEY
+    from vllm_dllm.config import given
     from vllm_dllm.models.registry import FAMILIES
 
     def wrapper(function: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         def create_engine_config(*args: Any, **kwargs: Any) -> "VllmConfig":
             config = function(*args, **kwargs)
-            if KEY in config.additional_config and not is_ours(config.model_config):
+            if not is_ours(config.model_config) and given(config.additional_config):
                 raise ValueError(
                     f"--dllm-* options were given, but {config.model_config.model} "
                     f"({', '.join(config.model_config.architectures)}) is not one of "

@@ -59,3 +59,19 @@ class DllmConfig(RuleParams):
     def of(cls, model_config: "ModelConfig") -> "DllmConfig":
         """The resolved config of a running engine."""
         return cls(**getattr(model_config.hf_config, KEY))
+
+
+def given(additional_config: Any) -> dict[str, Any]:
+    """What the user set under our key of vLLM's `additional_config`.
+
+    Raises:
+        ValueError: if it is not a mapping.
+    """
+    # vLLM also takes an object of the user's own class, which has no keys.
+    fields = additional_config.get(KEY) if isinstance(additional_config, dict) else None
+    if not isinstance(fields, dict | None):
+        raise ValueError(
+            f'additional_config["{KEY}"]={fields!r} is not a mapping; known fields: '
+            f"{', '.join(DllmConfig.model_fields)}"
+        )
+    return dict(fields or {})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PREFIX = "dllm_"
 MAX_COUNT = 1_000_000
-"""Upper limit of everything that is counted; far above any use, and it fits a tensor."""
+"""Upper limit of whatever is counted; far above any use, and it fits a tensor."""
 
 
 class RuleParams(BaseModel):
@@ -44,7 +44,7 @@ class RuleParams(BaseModel):
     """local_leap: confidence that suffices near an anchor."""
     local_leap_radius: int = Field(default=4, ge=0, le=MAX_COUNT)
     """local_leap: how many positions away is near."""
-    low_threshold: float = Field(default=0.4, ge=0, le=1)
+    low_threshold: float = Field(default=0.6, ge=0, le=1)
     """hierarchical: confidence that the best of a run of masks must exceed."""
     edit_threshold: float = Field(default=0.9, ge=0, le=1)
     """joint_threshold: confidence above which a decoded token is replaced."""
@@ -62,9 +62,17 @@ class DllmParams(RuleParams):
 
     max_nfe: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of denoising forwards after which the request ends ("length")."""
+    return_trajectory: bool = False
+    """Whether the answer says for each token which step of its block decided it."""
+
+    @field_validator("return_trajectory", mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        # vLLM's `vllm_xargs` turns a JSON boolean into 0 or 1.
+        return bool(value) if value in (0, 1) else value
 
 
-NUMERIC_FIELDS: dict[str, type[int] | type[float]] = {
+NUMERIC_FIELDS: dict[str, Any] = {
     name: kind
     for name, field in RuleParams.model_fields.items()
     for kind in (int, float)
@@ -73,8 +81,14 @@ NUMERIC_FIELDS: dict[str, type[int] | type[float]] = {
 """Parameters of rules that are numbers, with their type."""
 
 
-def resolve(extra_args: dict[str, Any] | None, config: "DllmConfig") -> DllmParams:
+def resolve(
+    extra_args: dict[str, Any] | None,
+    config: "DllmConfig",
+    max_tokens: int | None = None,
+) -> DllmParams:
     """The parameters of a request: its own over the server's.
+
+    `max_tokens` is the length of the longest answer, where it matters.
 
     Raises:
         ValueError: for an unknown `dllm_*` field, a wrong type, a value out of range,
@@ -96,6 +110,8 @@ def resolve(extra_args: dict[str, Any] | None, config: "DllmConfig") -> DllmPara
             f"{params.algorithm!r}, which uses "
             f"{', '.join(PREFIX + used for used in sorted(parameters))}"
         )
+    if config.cap_steps and max_tokens is not None:
+        params = params.model_copy(update={"steps": min(params.steps, max_tokens)})
     return params
 
 
@@ -133,9 +149,7 @@ UNSUPPORTED: dict[str, str] = {
 """Fields of `SamplingParams` that no value of can be honoured, and why."""
 
 
-def describe(
-    error: ValidationError, model: type[BaseModel], prefix: str = ""
-) -> str:
+def describe(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """A pydantic error as one line: field, value, what is wrong with it."""
     first = error.errors(include_url=False)[0]
     field = prefix + ".".join(str(part) for part in first["loc"])

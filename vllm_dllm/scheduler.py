@@ -6,16 +6,20 @@ a chunk may end, and how many tokens have final KV after a step.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.request import PREFIX
 from vllm_dllm.span import Span
+
+MAX_NFE = f"{PREFIX}max_nfe"
 
 
 class BlockDiffusionScheduler(Scheduler):
@@ -27,6 +31,9 @@ class BlockDiffusionScheduler(Scheduler):
         self.max_model_len = span.round_up(self.max_request_len, self.block)
         self.unplanned_tokens = 0
         self.spans: dict[str, Span] = {}
+        self.forwards: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        """Denoising forwards of requests that have a budget of them."""
+        self.trajectories: WeakKeyDictionary[Request, list[int]] = WeakKeyDictionary()
 
     def add_request(self, request: Request) -> None:
         # The length check against max_model_len is now one for the canvas; that for
@@ -84,14 +91,73 @@ class BlockDiffusionScheduler(Scheduler):
         scheduler_output: SchedulerOutput,
         model_runner_output: ModelRunnerOutput,
     ) -> dict[int, EngineCoreOutputs]:
+        traced = self._collect_trajectories(model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        # vLLM counts every emitted token as computed. Here emitting and committing
-        # are separate events.
+        spent: set[str] = set()
         for req_id, planned in self.spans.items():
             request = self.requests.get(req_id)
-            if request is not None and request.status == RequestStatus.RUNNING:
-                request.num_computed_tokens = span.committed(planned, self.block)
+            if request is None or request.status != RequestStatus.RUNNING:
+                continue
+            # vLLM counts every emitted token as computed. Here emitting and committing
+            # are separate events.
+            request.num_computed_tokens = span.committed(planned, self.block)
+            if planned.canvas and self._spend_forward(request):
+                spent.add(req_id)
+        if spent:
+            self._end(spent, outputs)
+        if traced:
+            self._attach_trajectories(traced, outputs)
         return outputs
+
+    def _collect_trajectories(self, output: ModelRunnerOutput) -> dict[str, Request]:
+        """Keep what the worker says of this step; the requests that it is about."""
+        traced: dict[str, Request] = {}
+        for req_id, steps in getattr(output, "dllm_trajectories", {}).items():
+            if (request := self.requests.get(req_id)) is not None:
+                self.trajectories.setdefault(request, []).extend(steps)
+                traced[req_id] = request
+        return traced
+
+    def _attach_trajectories(
+        self, traced: dict[str, Request], outputs: dict[int, EngineCoreOutputs]
+    ) -> None:
+        """Send the trajectories of requests that end in this step.
+
+        In `kv_transfer_params`, the only free-form field of an answer that vLLM takes
+        all the way to the client.
+        """
+        for of_client in outputs.values():
+            for output in of_client.outputs:
+                request = traced.get(output.request_id)
+                if request is not None and output.finish_reason is not None:
+                    steps = self.trajectories[request][: request.num_output_tokens]
+                    output.kv_transfer_params = {"dllm_trajectory": steps}
+
+    def _spend_forward(self, request: Request) -> bool:
+        """Count a denoising forward; True if it was the last that the request has."""
+        params = request.sampling_params
+        budget = (params.extra_args or {}).get(MAX_NFE) if params else None
+        if budget is None:
+            return False
+        self.forwards[request] = self.forwards.get(request, 0) + 1
+        return self.forwards[request] >= budget
+
+    def _end(self, req_ids: set[str], outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Finish requests for their length, with the tokens they have."""
+        for request in self.finish_requests(
+            req_ids, RequestStatus.FINISHED_LENGTH_CAPPED
+        ):
+            output = EngineCoreOutput(
+                request_id=request.request_id,
+                new_token_ids=[],
+                finish_reason=request.get_finished_reason(),
+                events=request.take_events(),
+                prefill_stats=request.take_prefill_stats(),
+                spec_decode_metrics=request.spec_decode_metrics,
+                trace_headers=request.trace_headers,
+            )
+            of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
+            of_client.outputs.append(output)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         # The canvas stays on the worker; its length follows from the known tokens.

@@ -1,15 +1,33 @@
 """Steps to ask the rules about, and slow helpers to answer them by hand."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 
-from vllm_dllm.decoding.base import CanvasStep
+from vllm_dllm.decoding.base import CanvasStep, DecodingRule
+
+NAN = float("nan")
+
+
+def as_float32(value: float) -> float:
+    """What is left of a number in the tensors, so that both sides compare the same."""
+    return torch.tensor(value, dtype=torch.float32).item()
+
 
 # Few values, so that ties are common; the bounds of a probability are among them.
-CONFIDENCES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+PROBABILITIES = tuple(map(as_float32, (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)))
+ENTROPIES = tuple(map(as_float32, (0.0, 0.01, 0.1, 0.25, 0.3, 1.0, 2.5, 11.9)))
+MEASURES = {
+    "confidence": PROBABILITIES,
+    "entropy": ENTROPIES,
+    "margin": PROBABILITIES,
+    "noise": PROBABILITIES[:-1],
+}
+TOKENS = 4
+UNDEFINED = -1
 
 
 @dataclass
@@ -18,9 +36,34 @@ class Row:
 
     masked: list[bool]
     confidence: list[float]
-    step: int
-    steps: int
-    threshold: float
+    step: int = 0
+    post_steps: int = 0
+    editable: list[bool] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    candidate: list[int] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    margin: list[float] = field(default_factory=list)
+    noise: list[float] = field(default_factory=list)
+
+    # Parameters of rules.
+    steps: int = 1
+    threshold: float = 0.5
+    factor: float = 1.0
+    entropy_bound: float = 0.25
+    low_threshold: float = 0.25
+    local_leap_anchor_threshold: float = 0.75
+    local_leap_neighbor_threshold: float = 0.5
+    local_leap_radius: int = 2
+    edit_threshold: float = 0.5
+    max_post_steps: int = 2
+
+    def __post_init__(self) -> None:
+        self.editable = self.editable or [False] * self.block
+        self.tokens = self.tokens or [UNDEFINED] * self.block
+        self.candidate = self.candidate or [UNDEFINED] * self.block
+        self.entropy = self.entropy or [NAN] * self.block
+        self.margin = self.margin or [NAN] * self.block
+        self.noise = self.noise or [NAN] * self.block
 
     @property
     def block(self) -> int:
@@ -30,10 +73,13 @@ class Row:
     def masks(self) -> list[int]:
         return [column for column, masked in enumerate(self.masked) if masked]
 
+    def highest_first(self, score: list[float]) -> list[int]:
+        """The masks by falling score; among equals the lower column first."""
+        return sorted(self.masks, key=lambda column: (-score[column], column))
+
     @property
     def surest_first(self) -> list[int]:
-        """The masks by falling confidence; among equals the lower column first."""
-        return sorted(self.masks, key=lambda column: (-self.confidence[column], column))
+        return self.highest_first(self.confidence)
 
     @property
     def quota(self) -> int:
@@ -46,48 +92,101 @@ class Row:
         return min(schedule[self.step], len(self.masks))
 
 
-@st.composite
-def rows(draw: st.DrawFn, block: int) -> Row:
+PARAMETERS: dict[str, Sequence[Any]] = {
+    "threshold": PROBABILITIES,
+    "factor": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
+    "entropy_bound": (*ENTROPIES, 0.5, 20.0),
+    "low_threshold": PROBABILITIES,
+    "local_leap_anchor_threshold": PROBABILITIES,
+    "local_leap_neighbor_threshold": PROBABILITIES,
+    "local_leap_radius": range(21),
+    "edit_threshold": PROBABILITIES,
+    "max_post_steps": range(4),
+}
+
+
+def random_masks(draw: Random, block: int) -> list[bool]:
+    """The masks of a block: all of it, one, none, or any, behind a prompt's tail."""
+    kind = draw.choice(("any", "any", "all", "one", "none"))
+    tail = draw.randrange(block)
+    if kind == "any":
+        return [column >= tail and draw.random() < 0.6 for column in range(block)]
+    if kind == "one":
+        return [column == tail for column in range(block)]
+    return [kind == "all"] * block
+
+
+def random_row(draw: Random, block: int) -> Row:
     """A row in any state: a prompt tail, the last steps, nothing masked, a step late.
 
-    Confidences outside of the masks are NaN: a rule must not look at them.
+    What is undefined is NaN or no token at all: a rule must not look at it.
     """
-    tail = draw(st.integers(0, block - 1))
-    masked = [
-        column >= tail and masked
-        for column, masked in enumerate(
-            draw(st.lists(st.booleans(), min_size=block, max_size=block))
-        )
-    ]
-    confidence = [
-        draw(st.sampled_from(CONFIDENCES)) if masked[column] else float("nan")
-        for column in range(block)
-    ]
-    steps = draw(st.integers(1, block + 2))
+    masked = random_masks(draw, block)
+    editable = [not mask and draw.random() < 0.5 for mask in masked]
+    defined = [masked[c] or editable[c] for c in range(block)]
+    tied = draw.random() < 0.5
+    measures = {
+        name: [
+            (draw.choice(values) if tied else as_float32(draw.uniform(0, max(values))))
+            if defined[column]
+            else NAN
+            for column in range(block)
+        ]
+        for name, values in MEASURES.items()
+    }
+    steps = draw.randint(1, block + 2)
+    step = draw.randint(0, steps + 1)
+    if step >= block:
+        # Each of the first `block` steps takes something: masks are late by then.
+        step = max(step, steps)
     return Row(
         masked=masked,
-        confidence=confidence,
-        step=draw(st.integers(0, steps + 1)),
+        editable=editable,
+        tokens=[UNDEFINED if mask else draw.randrange(TOKENS) for mask in masked],
+        candidate=[draw.randrange(TOKENS) if known else UNDEFINED for known in defined],
+        step=step,
+        post_steps=0 if any(masked) else draw.randint(1, 4),
         steps=steps,
-        threshold=draw(st.sampled_from(CONFIDENCES)),
+        **measures,
+        **{name: draw.choice(values) for name, values in PARAMETERS.items()},
     )
 
 
-@st.composite
-def batches(draw: st.DrawFn) -> list[Row]:
+def random_batch(seed: int) -> list[Row]:
     """Rows of one block size, of which there is at least one."""
-    block = draw(st.integers(1, 17))
-    return draw(st.lists(rows(block), min_size=1, max_size=5))
+    draw = Random(seed)
+    block = draw.randint(1, 17)
+    return [random_row(draw, block) for _ in range(draw.randint(1, 5))]
 
 
-def as_step(batch: list[Row]) -> CanvasStep:
-    """The same rows as the tensors that a rule is given."""
+BATCHES = [random_batch(seed) for seed in range(200)]
+
+
+def as_step(batch: list[Row], rule: DecodingRule | None = None) -> CanvasStep:
+    """The same rows as the tensors that a rule is given.
+
+    Args:
+        rule: it is given what it declares and no more; None: all there is.
+    """
+    names = ["steps", *PARAMETERS] if rule is None else rule.parameters
+    measures: dict[str, torch.Tensor | None] = {
+        name: torch.tensor([getattr(row, name) for row in batch])
+        if rule is None or name in rule.needs
+        else None
+        for name in ("entropy", "margin", "noise")
+    }
     return CanvasStep(
+        tokens=torch.tensor([row.tokens for row in batch]),
         masked=torch.tensor([row.masked for row in batch]),
+        editable=torch.tensor([row.editable for row in batch]),
         step=torch.tensor([row.step for row in batch]),
+        post_steps=torch.tensor([row.post_steps for row in batch]),
+        candidate=torch.tensor([row.candidate for row in batch]),
         confidence=torch.tensor([row.confidence for row in batch]),
-        threshold=torch.tensor([row.threshold for row in batch]),
-        steps=torch.tensor([row.steps for row in batch]),
+        params={
+            name: torch.tensor([getattr(row, name) for row in batch]) for name in names
+        },
+        **measures,
     )
 
 
@@ -96,14 +195,17 @@ def columns(selected: torch.Tensor) -> list[set[int]]:
     return [set(row.nonzero().flatten().tolist()) for row in selected]
 
 
+def written(rule: DecodingRule, *batch: Row) -> list[set[int]]:
+    """The columns of each row that the rule writes."""
+    return columns(rule.decide(as_step(list(batch), rule)).write)
+
+
 def uniform_row(confidence: list[float], **changes: Any) -> Row:
     """A row with all positions masked, in the first of as many steps."""
     values: dict[str, Any] = {
         "masked": [True] * len(confidence),
         "confidence": confidence,
-        "step": 0,
         "steps": len(confidence),
-        "threshold": 0.5,
         **changes,
     }
     return Row(**values)

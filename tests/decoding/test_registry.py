@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.decoding.canvas_steps import as_step, uniform_row
+from tests.decoding.canvas_steps import uniform_row, written
 from vllm_dllm.decoding.registry import ALIASES, RULES, canonical_name, get_rule
 from vllm_dllm.request import DllmParams
 
@@ -14,9 +14,9 @@ from vllm_dllm.request import DllmParams
 def test_every_name_leads_to_a_rule(name: str) -> None:
     """A typing slip in the table would end the engine at the first request."""
     rule = get_rule(name)
-    selected = rule.select(as_step([uniform_row([0.5, 0.75])]))
-    assert selected.shape == (1, 2)
-    assert selected.any()
+    measure = [0.5, 0.75]
+    row = uniform_row(measure, entropy=measure, margin=measure, noise=measure)
+    assert written(rule, row) != [set()]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -37,6 +37,10 @@ def test_a_rule_is_made_once() -> None:
         ("low_confidence_dynamic", "threshold"),
         ("LowConfidence", "threshold"),  # SGLang's rule of that name has a threshold
         ("sequential", "sequential"),
+        ("random", "random"),  # LLaDA's value of `remasking`
+        ("entropy_bounded", "entropy_bounded"),
+        ("JointThreshold", "joint_threshold"),
+        ("hierarchy", "hierarchical"),  # dInfer's
     ],
 )
 def test_names_of_other_engines_mean_the_same_rule(alias: str, name: str) -> None:
@@ -50,7 +54,7 @@ def test_aliases_lead_to_rules_and_hide_none() -> None:
     assert ALIASES.keys().isdisjoint(RULES)
 
 
-@pytest.mark.parametrize("name", ["", "Threshold", "treshold", "entropy_bounded"])
+@pytest.mark.parametrize("name", ["", "Threshold", "treshold", "entropy_bound"])
 def test_an_unknown_name_is_answered_with_all_known_ones(name: str) -> None:
     """'unknown rule' alone sends the user to the source code."""
     with pytest.raises(ValueError, match="unknown decoding rule") as failure:

@@ -19,8 +19,8 @@ class EntropyBounded(SelectingRule):
     def select(self, canvas: CanvasStep) -> torch.Tensor:
         assert canvas.entropy is not None
         rising = canvas.entropy.masked_fill(~canvas.masked, float("inf")).sort(dim=1)
-        # A GPU adds in an order that depends on the number of rows. In float64 these
-        # sums do not depend on the order.
+        # A GPU adds in an order that depends on the number of rows; in float64 that
+        # makes no difference that float32 entropies could show.
         total = rising.values.double().cumsum(dim=1)
         bound = canvas.params["entropy_bound"].unsqueeze(1)
         count = (total < bound).sum(dim=1).clamp(min=1)

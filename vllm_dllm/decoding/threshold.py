@@ -16,7 +16,8 @@ class Threshold(SelectingRule):
     parameters: ClassVar[frozenset[str]] = frozenset({"threshold", "steps"})
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
-        above = canvas.masked & (canvas.confidence > canvas.params["threshold"].unsqueeze(1))
+        threshold = canvas.params["threshold"].unsqueeze(1)
+        above = canvas.masked & (canvas.confidence > threshold)
         # The positions above the threshold are the surest ones, so the larger of the
         # two sets holds the smaller, and its size says which one it is.
         count = torch.maximum(above.sum(dim=1), canvas.quota())

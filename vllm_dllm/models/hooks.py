@@ -13,7 +13,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from vllm_dllm import span
-from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.config import KEY, DllmConfig, given
 from vllm_dllm.models.registry import FAMILIES, Family
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
             vllm_config.parallel_config.worker_cls = WORKERS[
                 current_platform.device_type
             ]
-        # Until requests sample, a request that names no temperature is greedy.
-        model_config.override_generation_config.setdefault("temperature", 0.0)
+        set_default_temperature(model_config)
         logger.info("Diffusion language model: %s", config)
 
 
@@ -78,7 +77,7 @@ def family_of(model_config: "ModelConfig") -> Family:
 
 def user_fields(vllm_config: "VllmConfig") -> dict[str, Any]:
     """What the user set under our key, and vLLM's own name for the block size."""
-    fields = dict(vllm_config.additional_config.get(KEY) or {})
+    fields = given(vllm_config.additional_config)
     if vllm_config.diffusion_config is not None:
         fields.setdefault("block_size", vllm_config.diffusion_config.canvas_length)
     return fields
@@ -106,6 +105,15 @@ def find_mask_token(model_config: "ModelConfig") -> int | None:
     return next(
         (vocab[t] for t in family_of(model_config).mask_tokens if t in vocab), None
     )
+
+
+def set_default_temperature(model_config: "ModelConfig") -> None:
+    """Let requests that name no temperature use the authors', if there is one."""
+    default = family_of(model_config).temperature
+    if default is not None and "temperature" not in (
+        model_config.get_diff_sampling_param()
+    ):
+        model_config.override_generation_config["temperature"] = default
 
 
 def set_page_size(vllm_config: "VllmConfig", block: int) -> None:

@@ -16,6 +16,8 @@ class Family:
     """Fields of `DllmConfig` for checkpoints that do not say."""
     mask_tokens: tuple[str, ...] = ()
     """Spellings of the mask token, to look up its id in the tokenizer."""
+    temperature: float | None = None
+    """What the authors decode with where the checkpoint does not say; None: vLLM's."""
 
 
 _LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
@@ -27,6 +29,7 @@ FAMILIES: dict[str, Family] = {
         config="LLaDA2MoeConfig",
         defaults=_LLADA2,
         mask_tokens=("<|mask|>",),
+        temperature=0.0,
     ),
     "SDARForCausalLM": Family(
         model="vllm_dllm.models.sdar:SDARForCausalLM",

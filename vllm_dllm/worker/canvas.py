@@ -34,6 +34,8 @@ class CanvasBatch:
     """[n, block] bool: positions of the canvas that are still masks."""
     editable: torch.Tensor
     """[n, block] bool: the other positions of the canvas."""
+    decided_at: torch.Tensor
+    """[n, block] int64: the step of the block that wrote each token."""
     cell: tuple[torch.Tensor, torch.Tensor]
     """Index into [n, block] of the positions that logits are computed for: [rows],
     [rows] int64. Holds all of `masked`."""
@@ -48,6 +50,12 @@ class CanvasBatch:
         """[n, block] int64: absolute positions."""
         column = torch.arange(self.tokens.shape[1], device=self.known.device)
         return (self.known - self.first).unsqueeze(1) + column
+
+    def write(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Put `tokens` where `where` says; both [n, block]."""
+        self.tokens = torch.where(where, tokens, self.tokens)
+        self.masked &= ~where
+        self.decided_at = torch.where(where, self.step.unsqueeze(1), self.decided_at)
 
     def sequence(self, index: int, all_token_ids: torch.Tensor) -> torch.Tensor:
         """The tokens of request `index` up to the end of its block; -1 for a mask.
@@ -67,6 +75,8 @@ class SavedBlock:
 
     tokens: torch.Tensor
     """[block] int64."""
+    decided_at: torch.Tensor
+    """[block] int64."""
     step: int
     post_steps: int
 
@@ -82,6 +92,7 @@ class Canvas:
         self.tokens = torch.full(
             (num_slots, block), mask_token_id, dtype=torch.int64, device=device
         )
+        self.decided_at = torch.zeros_like(self.tokens)
         self.step = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.post_steps = torch.zeros(num_slots, dtype=torch.int64, device=device)
 
@@ -98,6 +109,8 @@ class Canvas:
         """Known tokens (prompt and answer) at which the request ends."""
         self.algorithm = np.full(num_slots, "", dtype=object)
         self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self.traced: set[int] = set()
+        """Slots whose request wants to know when its tokens were decided."""
 
         self._suspended: dict[str, SavedBlock] = {}
 
@@ -111,8 +124,12 @@ class Canvas:
         self.max_len[slot] = max_len
         self.algorithm[slot] = params.algorithm
         self.revises[slot] = rule.revises
+        self.traced.discard(slot)
+        if params.return_trajectory:
+            self.traced.add(slot)
         saved = self._suspended.pop(req_id, None)
         self.tokens[slot] = self.mask_token_id if saved is None else saved.tokens
+        self.decided_at[slot] = 0 if saved is None else saved.decided_at
         self.step[slot] = 0 if saved is None else saved.step
         self.post_steps[slot] = 0 if saved is None else saved.post_steps
 
@@ -143,6 +160,7 @@ class Canvas:
             tokens=tokens,
             masked=masked,
             editable=editable,
+            decided_at=self.decided_at[slot],
             cell=(request, position),
         )
 
@@ -156,6 +174,7 @@ class Canvas:
         self.tokens[slot] = batch.tokens.masked_fill(
             finished.unsqueeze(1), self.mask_token_id
         )
+        self.decided_at[slot] = batch.decided_at
         self.step[slot] = (batch.step + batch.active).masked_fill(finished, 0)
         self.post_steps[slot] = batch.post_steps.masked_fill(finished, 0)
 
@@ -166,7 +185,10 @@ class Canvas:
         again would decode them in another order, and so to other tokens.
         """
         self._suspended[req_id] = SavedBlock(
-            self.tokens[slot].clone(), int(self.step[slot]), int(self.post_steps[slot])
+            self.tokens[slot].clone(),
+            self.decided_at[slot].clone(),
+            int(self.step[slot]),
+            int(self.post_steps[slot]),
         )
 
     def forget(self, req_id: str) -> None:

@@ -1,5 +1,7 @@
 """DenoisingModelRunner: vLLM's Model Runner V2 where denoising needs more of it."""
 
+from typing import Any
+
 import torch
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.cpu.model_runner import CPUModelRunner
@@ -33,6 +35,15 @@ class DenoisingModelRunner(GPUModelRunner):
             logits = self.model.compute_logits(hidden_states[rows])
             output = self.sampler.denoise(logits, batch, input_batch)
         return output, output.num_sampled, output.num_rejected
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
+        output = super().sample_tokens(grammar_output)
+        if self.sampler.trajectories:
+            # An attribute of our own: the object is pickled whole on its way to the
+            # scheduler.
+            output.model_runner_output.dllm_trajectories = self.sampler.trajectories
+            self.sampler.trajectories = {}
+        return output
 
 
 class DenoisingCPUModelRunner(DenoisingModelRunner, CPUModelRunner):

@@ -44,9 +44,7 @@ class DenoisingModelState(ModelState):
         )
         vocab = self.model_config.get_vocab_size()
         self.sampling = Sampling(self.max_num_reqs, vocab, device)
-        self.logprobs = Logprobs(
-            self.block, vocab, self.config.mask_token_id, device
-        )
+        self.logprobs = Logprobs(self.block, vocab, self.config.mask_token_id, device)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         params = new_req_data.sampling_params
@@ -55,7 +53,7 @@ class DenoisingModelState(ModelState):
         self.canvas.add_request(
             req_id,
             req_index,
-            request.resolve(params.extra_args, self.config),
+            request.resolve(params.extra_args, self.config, params.max_tokens),
             max_len=min(prompt_len + params.max_tokens, self.max_model_len),
         )
         self.sampling.add_request(req_id, req_index, params, prompt_len)

@@ -37,6 +37,8 @@ class DenoisingSampler:
         self.canvas = canvas
         self.sampling = sampling
         self.logprobs = logprobs
+        self.trajectories: dict[str, list[int]] = {}
+        """Request id -> steps that decided the tokens handed out in the last step."""
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
         """Requests are added with their ids and lengths (model_state.add_request)."""
@@ -98,14 +100,18 @@ class DenoisingSampler:
         slots = slot_np.tolist()
         if not self.logprobs.kept.keys().isdisjoint(slots):
             self.logprobs.record(logits, batch, write, candidate, slots)
-        batch.tokens = torch.where(write, candidate, batch.tokens)
-        batch.masked &= ~write
+        batch.write(write, candidate)
         tokens, count = self._emit(batch, done)
         logprobs = None
         if not self.logprobs.kept.keys().isdisjoint(slots):
             logprobs = self.logprobs.hand_out(
                 slots, batch.first.tolist(), count.tolist()
             )
+        self.trajectories = {
+            input_batch.req_ids[index]: self._trajectory(batch, count, index)
+            for index, slot in enumerate(slots)
+            if slot in self.canvas.traced
+        }
         return SamplerOutput(
             sampled_token_ids=tokens,
             logprobs_tensors=logprobs,
@@ -113,6 +119,13 @@ class DenoisingSampler:
             num_sampled=count,
             num_rejected=self._num_uncommitted(input_batch),
         )
+
+    def _trajectory(
+        self, batch: CanvasBatch, count: torch.Tensor, index: int
+    ) -> list[int]:
+        """Steps that decided the tokens which request `index` hands out."""
+        first = int(batch.first[index])
+        return batch.decided_at[index, first : first + int(count[index])].tolist()
 
     def _canvas_step(
         self, found: Candidates, batch: CanvasBatch, needs: set[str]
