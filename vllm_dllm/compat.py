@@ -26,6 +26,10 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.config.vllm:VllmConfig.use_v2_model_runner",
     "vllm.config.vllm:VllmConfig._validate_v2_model_runner",
     "vllm.sampling_params:SamplingParams._validate_diffusion",
+    "vllm.config:ModelConfig.get_diff_sampling_param",
+    "vllm.entrypoints.openai.chat_completion.protocol:"
+    "ChatCompletionRequest.to_sampling_params",
+    "vllm.entrypoints.openai.completion.protocol:CompletionRequest.to_sampling_params",
     "vllm.engine.arg_utils:EngineArgs.add_cli_args",
     "vllm.engine.arg_utils:EngineArgs.from_cli_args",
     "vllm.engine.arg_utils:EngineArgs.create_engine_config",
@@ -140,6 +144,64 @@ def replace_request_validation() -> None:
         return validate
 
     wrap_once(SamplingParams, "_validate_diffusion", wrapper)
+
+
+class OurDefaults(dict[str, Any]):
+    """Default sampling parameters that belong to one of our models."""
+
+    model_config: "ModelConfig"
+
+
+def lift_request_fields() -> None:
+    """Obey decoding parameters at the top level of a request's body.
+
+    vLLM accepts any field there and ignores the ones it does not know: a client of
+    another diffusion server would get our defaults without a word. A request knows
+    nothing of its model, so the default sampling parameters, which each handler gets
+    from its model and passes along, carry it; other models keep a plain dict and vLLM's
+    behaviour. Errors are raised here, before a response starts, because in a stream it
+    is too late for status 400. `wrap_once` makes a second call harmless. Removable when
+    vLLM offers a hook for the fields it does not know.
+    """
+    from vllm.config import ModelConfig
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.exceptions import VLLMValidationError
+
+    from vllm_dllm.serving.lift import lift
+
+    def mark(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        def get_diff_sampling_param(self: "ModelConfig") -> dict[str, Any]:
+            defaults = function(self)
+            if is_ours(self):
+                defaults = OurDefaults(defaults)
+                defaults.model_config = self
+            return defaults
+
+        return get_diff_sampling_param
+
+    def wrapper(
+        function: Callable[..., "SamplingParams"],
+    ) -> Callable[..., "SamplingParams"]:
+        def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+            params = function(self, *args, **kwargs)
+            for defaults in (*args, *kwargs.values()):
+                if not isinstance(defaults, OurDefaults):
+                    continue
+                try:
+                    fields = lift(self.model_extra or {}, params.extra_args)
+                except ValueError as error:
+                    raise VLLMValidationError(str(error)) from None
+                # A new dict, because theirs is the request's own `vllm_xargs`.
+                params.extra_args = {**(params.extra_args or {}), **fields} or None
+                params._validate_diffusion(defaults.model_config)
+            return params
+
+        return to_sampling_params
+
+    wrap_once(ModelConfig, "get_diff_sampling_param", mark)
+    wrap_once(ChatCompletionRequest, "to_sampling_params", wrapper)
+    wrap_once(CompletionRequest, "to_sampling_params", wrapper)
 
 
 def add_cli_flags() -> None:

@@ -23,6 +23,7 @@ def register() -> None:
     compat.register_configs()
     compat.open_v2_gate()
     compat.replace_request_validation()
+    compat.lift_request_fields()
     compat.add_cli_flags()
     compat.refuse_unused_flags()
 

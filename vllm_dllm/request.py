@@ -62,6 +62,8 @@ class DllmParams(RuleParams):
 
     max_nfe: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of denoising forwards after which the request ends ("length")."""
+    block_length: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Diffusion block size; only the server's own is possible."""
     return_trajectory: bool = False
     """Whether the answer says for each token which step of its block decided it."""
 
@@ -103,6 +105,11 @@ def resolve(
         params = DllmParams(**{**config.request_defaults(), **own})
     except ValidationError as error:
         raise ValueError(describe(error, DllmParams, PREFIX)) from None
+    if params.block_length not in (None, config.block_size):
+        raise ValueError(
+            f"{PREFIX}block_length={params.block_length} is not the block size of this "
+            f"server, {config.block_size}, which the checkpoint was trained with"
+        )
     parameters = get_rule(params.algorithm).parameters
     for name in sorted(own.keys() & NUMERIC_FIELDS.keys() - parameters):
         raise ValueError(

@@ -1,0 +1,303 @@
+"""Decoding parameters in a request's body: none is ignored, under whatever name."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.config import ModelConfig
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.exception_handling.error_response import (
+    create_error_response,
+)
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from vllm_dllm import plugin
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.request import DllmParams
+from vllm_dllm.serving.lift import NAMES, lift
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    plugin.register()
+
+
+LIFTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"user": "a", "top_k": 3, "vendor_field": {"x": 1}}, {}),
+    ({"steps": 8}, {"dllm_steps": 8}),
+    ({"num_denoising_steps": 8}, {"dllm_steps": 8}),
+    ({"threshold": 0.8}, {"dllm_threshold": 0.8}),
+    ({"accept_threshold": 0.8}, {"dllm_threshold": 0.8}),
+    ({"max_nfe": 64}, {"dllm_max_nfe": 64}),
+    ({"algorithm": "sequential"}, {"dllm_algorithm": "sequential"}),
+    ({"block_length": 32}, {"dllm_block_length": 32}),
+    ({"edit_threshold": 0.5}, {"dllm_edit_threshold": 0.5}),
+    ({"max_post_steps": 4}, {"dllm_max_post_steps": 4}),
+    ({"max_post_edit_steps": 4}, {"dllm_max_post_steps": 4}),
+    ({"local_leap_radius": 2}, {"dllm_local_leap_radius": 2}),
+    (
+        {"local_leap_anchor_threshold": 0.9, "local_leap_neighbor_threshold": 0.7},
+        {
+            "dllm_local_leap_anchor_threshold": 0.9,
+            "dllm_local_leap_neighbor_threshold": 0.7,
+        },
+    ),
+    # The rule, said in other words.
+    ({"factor": 1.5}, {"dllm_factor": 1.5, "dllm_algorithm": "factor"}),
+    ({"dllm_factor": 1.5}, {"dllm_factor": 1.5, "dllm_algorithm": "factor"}),
+    (
+        {"factor": 1.5, "algorithm": "threshold"},  # refused later, by its rule
+        {"dllm_factor": 1.5, "dllm_algorithm": "threshold"},
+    ),
+    ({"remasking": "random"}, {"dllm_algorithm": "random"}),
+    ({"remasking": "low_confidence"}, {"dllm_algorithm": "low_confidence"}),
+    (
+        {"remasking": "low_confidence", "threshold": 0.9, "steps": 4},
+        {"dllm_algorithm": "threshold", "dllm_threshold": 0.9, "dllm_steps": 4},
+    ),
+    (
+        {"remasking": "low_confidence", "factor": 2.0},
+        {"dllm_algorithm": "factor", "dllm_factor": 2.0},
+    ),
+    (
+        {"remasking": "low_confidence", "algorithm": "low_confidence_static"},
+        {"dllm_algorithm": "low_confidence_static"},
+    ),
+    (
+        {"remasking": "low_confidence", "algorithm": "threshold"},
+        {"dllm_algorithm": "threshold"},
+    ),
+    ({"use_local_leap": True}, {"dllm_algorithm": "local_leap"}),
+    (
+        {"use_local_leap": True, "dllm_algorithm": "local_leap"},
+        {"dllm_algorithm": "local_leap"},
+    ),
+    ({"use_local_leap": False}, {}),
+    (
+        {"use_local_leap": False, "algorithm": "random"},
+        {"dllm_algorithm": "random"},
+    ),
+    # Accepted in the one value that is true here, or in both.
+    ({"cfg_scale": 0}, {}),
+    ({"cfg_scale": 0.0}, {}),
+    ({"use_cache": True}, {}),
+    ({"use_dual_cache": True}, {}),
+    ({"use_dual_cache": False, "use_cache": True}, {}),
+    ({"force_single_batch": True}, {}),
+    ({"force_single_batch": False}, {}),
+    # One value under two names, and rules under their aliases.
+    ({"steps": 4, "num_denoising_steps": 4, "dllm_steps": 4}, {"dllm_steps": 4}),
+    ({"threshold": 1, "dllm_threshold": 1.0}, {"dllm_threshold": 1}),
+    (
+        {"algorithm": "low_confidence_dynamic", "dllm_algorithm": "threshold"},
+        {"dllm_algorithm": "low_confidence_dynamic"},
+    ),
+    # For `resolve` to answer.
+    ({"dllm_treshold": 0.5}, {"dllm_treshold": 0.5}),
+    ({"steps": "many"}, {"dllm_steps": "many"}),
+    ({"algorithm": ["threshold"]}, {"dllm_algorithm": ["threshold"]}),
+]
+
+
+@pytest.mark.parametrize(("body", "fields"), LIFTED)
+def test_a_body_amounts_to_our_fields(
+    body: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """A parameter that is accepted and ignored is found out weeks later, if ever."""
+    assert lift(body) == fields
+
+
+@pytest.mark.parametrize("name", DllmParams.model_fields)
+def test_each_of_our_own_names_is_taken_from_the_body(name: str) -> None:
+    """A field added to DllmParams would work in vllm_xargs only."""
+    assert lift({f"dllm_{name}": 1})[f"dllm_{name}"] == 1
+
+
+@pytest.mark.parametrize("target", sorted(set(NAMES.values())))
+def test_other_names_lead_to_fields_that_exist(target: str) -> None:
+    """After a renaming, every such request would be an unknown field."""
+    if target == "dllm_block_length" and "block_length" not in DllmParams.model_fields:
+        pytest.skip("not a field yet")
+    assert target.removeprefix("dllm_") in DllmParams.model_fields
+
+
+NULLABLE = [
+    *NAMES,
+    *(f"dllm_{name}" for name in DllmParams.model_fields),
+    *("remasking", "use_local_leap", "force_single_batch"),
+    *("cfg_scale", "use_cache", "use_dual_cache"),
+]
+
+
+@pytest.mark.parametrize("field", NULLABLE)
+def test_null_means_not_given(field: str) -> None:
+    """Clients with optional fields send null for the ones that are not set."""
+    assert lift({field: None}) == {}
+    assert lift({field: None, "steps": 4} if field != "steps" else {"steps": 4}) == {
+        "dllm_steps": 4
+    }
+
+
+REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"remasking": "entropy"}, ("remasking='entropy'", "low_confidence, random")),
+    ({"remasking": ["random"]}, ("remasking=['random']",)),
+    ({"cfg_scale": 1.5}, ("cfg_scale=1.5", "allowed: 0")),
+    ({"cfg_scale": "0"}, ("cfg_scale='0'",)),
+    ({"use_cache": False}, ("use_cache=False", "exact")),
+    ({"use_cache": False, "use_dual_cache": True}, ("use_cache=False",)),
+    ({"use_cache": "no"}, ("use_cache='no'", "true nor false")),
+    ({"use_dual_cache": "no"}, ("use_dual_cache='no'",)),
+    ({"use_local_leap": "yes"}, ("use_local_leap='yes'",)),
+    ({"force_single_batch": 2}, ("force_single_batch=2",)),
+    ({"steps": 4, "num_denoising_steps": 8}, ("steps=4", "num_denoising_steps=8")),
+    ({"threshold": 0.5, "dllm_threshold": 0.6}, ("dllm_threshold=0.6",)),
+    ({"accept_threshold": 0.5, "threshold": 0.6}, ("accept_threshold=0.5",)),
+    ({"max_post_steps": 1, "max_post_edit_steps": 2}, ("max_post_edit_steps=2",)),
+    ({"algorithm": "random", "dllm_algorithm": "factor"}, ("'random'", "'factor'")),
+    ({"algorithm": "random", "remasking": "low_confidence"}, ("remasking", "'random'")),
+    ({"algorithm": "threshold", "remasking": "random"}, ("remasking", "'threshold'")),
+    ({"algorithm": "random", "use_local_leap": True}, ("use_local_leap=True",)),
+    ({"algorithm": "local_leap", "use_local_leap": False}, ("use_local_leap=False",)),
+    ({"algorithm": ["random"], "remasking": "random"}, ("remasking", "['random']")),
+    ({"remasking": "random", "use_local_leap": True}, ("remasking", "use_local_leap")),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), REFUSED)
+def test_a_refusal_names_the_fields_and_their_values(
+    body: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    """To pick one of two contradicting values is to ignore the other."""
+    with pytest.raises(ValueError) as failure:
+        lift(body)
+    for word in words:
+        assert word in str(failure.value)
+
+
+def test_xargs_are_part_of_the_same_request() -> None:
+    """A rule named there would be overruled by the one that `factor` stands for."""
+    assert lift({"steps": 4}, {"dllm_steps": 4, "other": 1}) == {"dllm_steps": 4}
+    assert lift({"threshold": 0.5}, {"dllm_algorithm": "hierarchical"}) == {
+        "dllm_algorithm": "hierarchical",
+        "dllm_threshold": 0.5,
+    }
+    assert lift({"factor": 2.0}, {"dllm_algorithm": "factor"})["dllm_factor"] == 2.0
+    with pytest.raises(ValueError, match=r"vllm_xargs\.dllm_steps=8 and steps=4"):
+        lift({"steps": 4}, {"dllm_steps": 8})
+    with pytest.raises(ValueError, match="remasking='random' contradicts"):
+        lift({"remasking": "random"}, {"dllm_algorithm": "threshold"})
+
+
+def chat(**body: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest(messages=[{"role": "user", "content": "a"}], **body)
+
+
+def completion(**body: Any) -> CompletionRequest:
+    return CompletionRequest(prompt="a", **body)
+
+
+REQUESTS = pytest.mark.parametrize("request_of", [chat, completion])
+
+
+def defaults_of(architecture: str) -> dict[str, Any]:
+    """What a handler passes to `to_sampling_params` for a model."""
+    config = DllmConfig.build({"block_size": 8, "mask_token_id": 255})
+    model_config: Any = SimpleNamespace(
+        architectures=[architecture],
+        generation_config="vllm",
+        override_generation_config={"temperature": 0.0},
+        hf_config=SimpleNamespace(dllm=config.model_dump()),
+    )
+    return ModelConfig.get_diff_sampling_param(model_config)
+
+
+def to_params(request: Any, architecture: str = "LLaDA2MoeModelLM") -> SamplingParams:
+    return request.to_sampling_params(16, defaults_of(architecture))
+
+
+@REQUESTS
+def test_a_requests_fields_reach_its_sampling_params(
+    request_of: Callable[..., Any],
+) -> None:
+    """vLLM accepts fields that it does not know, and drops them."""
+    params = to_params(request_of(steps=4, threshold=0.5, vllm_xargs={"other": 1}))
+    assert params.extra_args == {"other": 1, "dllm_steps": 4, "dllm_threshold": 0.5}
+    assert params.temperature == 0.0
+
+
+@REQUESTS
+def test_a_request_without_such_fields_is_as_before(
+    request_of: Callable[..., Any],
+) -> None:
+    """An empty dict in place of None would travel with every request."""
+    assert to_params(request_of()).extra_args is None
+
+
+@REQUESTS
+def test_defaults_may_be_passed_by_name(request_of: Callable[..., Any]) -> None:
+    """Fields would be ignored for the one handler that does."""
+    params = request_of(steps=4).to_sampling_params(
+        max_tokens=16, default_sampling_params=defaults_of("SDARForCausalLM")
+    )
+    assert params.extra_args == {"dllm_steps": 4}
+
+
+def test_two_prompts_of_one_request_get_the_same_fields() -> None:
+    """vLLM converts a request once per prompt; the second must not be a conflict."""
+    request = completion(
+        factor=1.5, vllm_xargs={"other": 1}, kv_transfer_params={"a": 1}
+    )
+    first, second = to_params(request), to_params(request)
+    assert first.extra_args == second.extra_args
+    assert request.vllm_xargs == {"other": 1, "kv_transfer_params": {"a": 1}}
+
+
+def test_a_batch_of_conversations_keeps_its_fields() -> None:
+    """vLLM makes single requests of it, which must not lose what it does not know."""
+    conversation = [{"role": "user", "content": "a"}]
+    batch = BatchChatCompletionRequest(messages=[conversation], steps=4)
+    request = batch.to_chat_completion_request(conversation)
+    assert to_params(request).extra_args == {"dllm_steps": 4}
+
+
+@REQUESTS
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"steps": 4, "num_denoising_steps": 8}, "steps=4"),
+        ({"use_cache": False}, "use_cache=False"),
+        ({"steps": 4, "vllm_xargs": {"dllm_steps": 8}}, "vllm_xargs.dllm_steps=8"),
+        ({"steps": 0}, "dllm_steps=0"),
+        ({"threshold": "0.5"}, "dllm_threshold='0.5'"),
+        ({"dllm_treshold": 0.5}, "unknown field dllm_treshold=0.5"),
+        ({"remasking": "random", "threshold": 0.5}, "dllm_threshold=0.5 has no"),
+        ({"vllm_xargs": {"dllm_steps": 0}}, "dllm_steps=0"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_value_is_a_400_before_the_response_starts(
+    request_of: Callable[..., Any], body: dict[str, Any], message: str, stream: bool
+) -> None:
+    """A 500 blames the server; in a stream, an error after the start is a 200."""
+    request = request_of(stream=stream, **body)
+    with pytest.raises(VLLMValidationError) as failure:
+        to_params(request)
+    answer = create_error_response(failure.value).error
+    assert answer.code == 400
+    assert message in answer.message
+
+
+@REQUESTS
+def test_other_models_keep_vllms_behaviour(request_of: Callable[..., Any]) -> None:
+    """`use_cache` may mean something to another plugin's model."""
+    request = request_of(steps=4, use_cache=False, dllm_x=1)
+    assert to_params(request, "LlamaForCausalLM").extra_args is None
+    assert type(defaults_of("LlamaForCausalLM")) is dict
+    assert request.to_sampling_params(16, {}).extra_args is None

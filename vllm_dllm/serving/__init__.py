@@ -1,0 +1,1 @@
+"""What clients of the HTTP server see beyond vLLM's own."""
