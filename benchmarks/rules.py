@@ -1,0 +1,94 @@
+"""Decoding rules on the bundled model: what each costs and what it gets right.
+
+    make serve &
+    python benchmarks/rules.py --count 100 --out docs/benchmarks/rules.json
+
+Exact match over all skills on held-out inputs, tokens per forward, tokens per second
+and forwards, for rules and parameters, through the running server. Nothing else may use
+it meanwhile.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.eval_tiny import ask_server
+
+SETTINGS: list[dict[str, Any]] = [
+    {"dllm_algorithm": "sequential"},
+    {"dllm_algorithm": "low_confidence"},
+    {"dllm_algorithm": "low_confidence", "dllm_steps": 8},
+    {"dllm_algorithm": "threshold", "dllm_threshold": 0.95},
+    {"dllm_algorithm": "threshold", "dllm_threshold": 0.8},
+    {"dllm_algorithm": "threshold", "dllm_threshold": 0.5},
+    {"dllm_algorithm": "factor", "dllm_factor": 1.0},
+    {"dllm_algorithm": "entropy_bounded", "dllm_entropy_bound": 0.1},
+    {"dllm_algorithm": "entropy_bounded", "dllm_entropy_bound": 0.5},
+    {"dllm_algorithm": "margin", "dllm_steps": 16},
+    {"dllm_algorithm": "entropy", "dllm_steps": 16},
+    {"dllm_algorithm": "random"},
+    {"dllm_algorithm": "local_leap"},
+    {"dllm_algorithm": "hierarchical", "dllm_threshold": 0.9},
+    {
+        "dllm_algorithm": "joint_threshold",
+        "dllm_threshold": 0.7,
+        "dllm_edit_threshold": 0.5,
+    },
+]
+
+
+def measure(base_url: str, count: int, setting: dict[str, Any]) -> dict[str, float]:
+    args = SimpleNamespace(
+        base_url=base_url,
+        count=count,
+        concurrency=8,
+        max_tokens=64,
+        model=None,
+        extra_body={"vllm_xargs": setting},
+        forwards_metric="vllm:diffusion_num_denoising_steps_total",
+    )
+    start = time.perf_counter()
+    table = ask_server(args)
+    seconds = time.perf_counter() - start
+    rows = table.values()
+    tokens = sum(row["tokens"] for row in rows)
+    return {
+        "exact": sum(row["exact"] for row in rows) / len(table),
+        "tokens_per_forward": tokens / sum(row["forwards"] for row in rows),
+        "tokens_per_second": count * tokens / seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
+    parser.add_argument("--count", type=int, default=100, help="inputs a skill")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    print("| rule | parameters | exact match | tokens/forward | tokens/s |")
+    print("|---|---|---|---|---|")
+    results = []
+    for setting in SETTINGS:
+        row = measure(args.base_url, args.count, setting)
+        results.append({"setting": setting, **row})
+        rule, *rest = (f"{value}" for value in setting.values())
+        names = [name.removeprefix("dllm_") for name in list(setting)[1:]]
+        parameters = ", ".join(f"{n} {v}" for n, v in zip(names, rest, strict=True))
+        print(
+            f"| `{rule}` | {parameters or 'defaults'} | {100 * row['exact']:.1f} % | "
+            f"{row['tokens_per_forward']:.2f} | {row['tokens_per_second']:.0f} |",
+            flush=True,
+        )
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
