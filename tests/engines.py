@@ -1,0 +1,275 @@
+"""The engines of the tests: what each is started with, and the one that is alive.
+
+A start takes 10 to 20 seconds, so tests name an engine (`@uses("sdar16")`) and share
+it; conftest.py orders them so that each engine is started once.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.golden_cases import GOLDEN, Case
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    checkpoint: str
+    block: int
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of `vllm.LLM`, over `COMMON`."""
+
+
+COMMON = {
+    "dtype": "float32",
+    "max_model_len": 1024,
+    "max_num_seqs": 32,
+    "enforce_eager": True,
+    "disable_log_stats": False,
+}
+TIGHT_MODEL_LEN = 203
+"""Ends inside a block of 16."""
+
+OFFLINE = {
+    "sdar4": EngineSpec("sdar-pub0", 4),
+    "sdar16": EngineSpec("sdar-pub1", 16),
+    "llada8": EngineSpec("llada20-pub0", 8),
+    "llada32": EngineSpec("llada20-pub0", 32),
+    "sdar16-tight": EngineSpec(
+        "sdar-pub1",
+        16,
+        {"max_model_len": TIGHT_MODEL_LEN, "max_num_batched_tokens": 64},
+    ),
+    "llada32-small-steps": EngineSpec(
+        "llada20-pub0", 32, {"max_num_batched_tokens": 64}
+    ),
+    # A request of 110 tokens takes 4 pages, and one page is never given out.
+    "sdar16-few-pages": EngineSpec(
+        "sdar-pub1", 16, {"max_model_len": 256, "num_gpu_blocks_override": 14}
+    ),
+    "sdar16-tp2": EngineSpec("sdar-pub1", 16, {"tensor_parallel_size": 2}),
+    "llada32-tp2": EngineSpec("llada20-pub0", 32, {"tensor_parallel_size": 2}),
+}
+SERVERS = {
+    "sdar4": EngineSpec("sdar-pub0", 4),
+    "sdar16": EngineSpec("sdar-pub1", 16),
+    "llada8": EngineSpec("llada20-pub0", 8),
+    "llada32": EngineSpec("llada20-pub0", 32),
+}
+
+
+def uses(*names: str) -> pytest.MarkDecorator:
+    """Run the test once on each of these engines of `OFFLINE` (fixture `engine`)."""
+    return pytest.mark.parametrize("engine", names, indirect=True)
+
+
+def uses_server(*names: str) -> pytest.MarkDecorator:
+    """Run the test once on each of these servers (fixture `server`)."""
+    return pytest.mark.parametrize("server", names, indirect=True)
+
+
+class Engine:
+    """An offline engine, and what tests look at inside its workers."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        from vllm import LLM
+
+        self.spec = spec
+        ranks = spec.options.get("tensor_parallel_size", 1)
+        cores = "|".join(str(core) for core in range(ranks))
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
+        self.llm = LLM(
+            str(GOLDEN / spec.checkpoint),
+            additional_config={"dllm": {"block_size": spec.block}},
+            **COMMON | spec.options,
+        )
+        self.llm.collective_rpc(count_forwards)
+
+    def ask(self, cases: Sequence[Case], **sampling: Any) -> list["RequestOutput"]:
+        """Run the cases as one batch; `sampling` overrides their parameters."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                **{
+                    "temperature": 0,
+                    "max_tokens": case.gen_length,
+                    "ignore_eos": case.ignore_eos,
+                    "extra_args": case.fields,
+                    **sampling,
+                }
+            )
+            for case in cases
+        ]
+        prompts = [{"prompt_token_ids": case.prompt} for case in cases]
+        return self.llm.generate(prompts, params, use_tqdm=False)
+
+    def answers(self, cases: Sequence[Case], **sampling: Any) -> list[list[int]]:
+        return [tokens_of(output) for output in self.ask(cases, **sampling)]
+
+    def forwards(self, output: "RequestOutput") -> int:
+        """Number of model forwards that the request was part of."""
+        counts = self.llm.collective_rpc(forward_counts)[0]
+        return counts[output.request_id]
+
+    def counter(self, name: str) -> int:
+        """A vLLM counter, since the engine's start."""
+        metrics = self.llm.get_metrics()
+        return sum(m.value for m in metrics if m.name == f"vllm:{name}")
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache, which needs every page to be free."""
+        assert self.llm.reset_prefix_cache(), "pages are still held by a request"
+
+    def check_idle(self) -> None:
+        """Assert that nothing is held for any request: pages, slots, saved blocks."""
+        self.forget_prefixes()
+        deadline = time.monotonic() + 10
+        # Workers hear of the end of a request with the next step, an empty one.
+        while any(held := self.llm.collective_rpc(held_by_requests)):
+            assert time.monotonic() < deadline, f"held (slots, saved blocks): {held}"
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def tokens_of(output: "RequestOutput") -> list[int]:
+    return list(output.outputs[0].token_ids)
+
+
+# Run inside the workers, by LLM.collective_rpc.
+
+
+def count_forwards(worker: Any) -> None:
+    runner = worker.model_runner
+    original = runner.execute_model
+    runner.test_forwards = {}
+
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        for req_id in scheduler_output.num_scheduled_tokens:
+            # vLLM appends a random suffix to the id that the client knows.
+            known_id = req_id.rsplit("-", 1)[0]
+            count = runner.test_forwards.get(known_id, 0)
+            runner.test_forwards[known_id] = count + 1
+        return original(scheduler_output, *args, **kwargs)
+
+    runner.execute_model = execute_model
+
+
+def forward_counts(worker: Any) -> dict[str, int]:
+    return worker.model_runner.test_forwards
+
+
+def held_by_requests(worker: Any) -> tuple[int, int] | None:
+    runner = worker.model_runner
+    slots = runner.req_states.max_num_reqs - len(runner.req_states.free_indices)
+    saved = len(runner.model_state.canvas._suspended)
+    return (slots, saved) if slots or saved else None
+
+
+class Server:
+    """A `vllm serve` process on a free port of the loopback interface."""
+
+    MODEL = "golden"
+    START_SECONDS = 240
+
+    def __init__(self, spec: EngineSpec, log: Path) -> None:
+        self.spec = spec
+        self.log = log
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [Path(sys.executable).with_name("vllm"), "serve"]
+        command += [GOLDEN / spec.checkpoint, "--dllm-block-size", spec.block]
+        command += ["--host", "127.0.0.1", "--port", port]
+        command += ["--served-model-name", self.MODEL, "--dtype", "float32"]
+        command += ["--max-model-len", 1024, "--max-num-seqs", 16, "--enforce-eager"]
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0"},
+                start_new_session=True,
+            )
+        try:
+            self.wait_until_healthy()
+        except BaseException:
+            self.close()
+            raise
+
+    def wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + self.START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"vllm serve ended:\n{self.log_tail()}")
+            try:
+                if httpx.get(f"{self.url}/health").is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        raise RuntimeError(f"vllm serve does not answer:\n{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-60:])
+
+    def metric(self, name: str) -> float:
+        """A vLLM gauge or counter, summed over its labels."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        values = [
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith(f"vllm:{name}{{")
+        ]
+        assert values, f"/metrics has no vllm:{name}"
+        return sum(values)
+
+    def close(self) -> None:
+        """End the server and the processes it started."""
+        for number, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(seconds)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+class OneAtATime:
+    """Holds the running engine or server, and ends it when another one is wanted."""
+
+    def __init__(self) -> None:
+        self.current: Engine | Server | None = None
+        self.key: tuple[type, str] | None = None
+
+    def engine(self, name: str) -> Engine:
+        if self.key != (Engine, name):
+            self.close()
+            self.current, self.key = Engine(OFFLINE[name]), (Engine, name)
+        return self.current
+
+    def server(self, name: str, logs: Path) -> Server:
+        if self.key != (Server, name):
+            self.close()
+            log = logs / f"{name}.log"
+            self.current, self.key = Server(SERVERS[name], log), (Server, name)
+        return self.current
+
+    def close(self) -> None:
+        current, self.current, self.key = self.current, None, None
+        if current is not None:
+            current.close()

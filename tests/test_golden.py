@@ -1,0 +1,76 @@
+"""Every golden case on an offline engine: tokens and number of forwards."""
+
+import pytest
+
+from tests.engines import Engine, tokens_of, uses
+from tests.golden_cases import Case, differences, golden_cases
+
+pytestmark = pytest.mark.timeout(400)
+ALL = ("sdar4", "sdar16", "llada8", "llada32")
+
+
+def cases_of(engine: Engine) -> list[Case]:
+    cases = golden_cases(engine.spec.checkpoint, engine.spec.block)
+    assert len(cases) >= 15
+    return cases
+
+
+def too_many_forwards(cases: list[Case], forwards: list[int]) -> list[str]:
+    return [
+        f"{case}: {count} forwards"
+        for case, count in zip(cases, forwards, strict=True)
+        if count > case.nfe
+    ]
+
+
+@uses(*ALL)
+def test_a_request_alone_answers_as_the_authors_code(engine: Engine) -> None:
+    """A wrong rule, mask or position gives fluent but other tokens, or more steps."""
+    cases, outputs = cases_of(engine), []
+    for case in cases:
+        engine.forget_prefixes()
+        outputs += engine.ask([case])
+    assert differences(cases, [tokens_of(o) for o in outputs]) == []
+    forwards = [engine.forwards(output) for output in outputs]
+    assert too_many_forwards(cases, forwards) == []
+
+
+@uses(*ALL)
+def test_requests_in_one_batch_answer_as_the_authors_code(engine: Engine) -> None:
+    """Rows of one request could leak into another one's block, mask or quota."""
+    cases = cases_of(engine)
+    outputs = engine.ask(cases)
+    assert differences(cases, [tokens_of(o) for o in outputs]) == []
+    forwards = [engine.forwards(output) for output in outputs]
+    assert too_many_forwards(cases, forwards) == []
+
+
+@uses(*ALL)
+def test_metrics_count_every_denoising_step(engine: Engine) -> None:
+    """Steps that emit nothing would be missing from vLLM's own counter."""
+    cases = cases_of(engine)
+    before = engine.counter("diffusion_num_denoising_steps")
+    outputs = engine.ask(cases)
+    counted = engine.counter("diffusion_num_denoising_steps") - before
+    # The prompts fit the first step, so every forward has a canvas.
+    assert counted == sum(engine.forwards(output) for output in outputs)
+
+
+@uses("sdar4")
+def test_an_answer_ends_with_its_first_end_token(engine: Engine) -> None:
+    """Tokens decoded past an end token in the same block would be returned too."""
+    cases = [case for case in cases_of(engine) if 1 in case.tokens]
+    assert cases
+    for case, output in zip(cases, engine.ask(cases, ignore_eos=False), strict=True):
+        assert tokens_of(output) == case.tokens[: case.tokens.index(1) + 1]
+        assert output.outputs[0].finish_reason == "stop"
+
+
+@uses("sdar16")
+def test_an_answer_ends_with_a_stop_token_inside_a_block(engine: Engine) -> None:
+    """A step emits several tokens: those after a stop token must be cut off."""
+    for case in cases_of(engine):
+        stop = case.tokens[9]
+        [output] = engine.ask([case], stop_token_ids=[stop])
+        assert tokens_of(output) == case.tokens[: case.tokens.index(stop) + 1]
+        assert output.outputs[0].stop_reason == stop

@@ -1,0 +1,154 @@
+"""What is refused when the server starts, each with one clear message.
+
+Only the configuration is built, no engine: everything is refused before one starts.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins import load_general_plugins
+
+from tests.golden_cases import GOLDEN
+
+pytestmark = pytest.mark.timeout(120)
+
+SDAR, LLADA = GOLDEN / "sdar-pub1", GOLDEN / "llada20-pub0"
+
+
+def configure(model: Path, dllm: dict[str, Any] | None = None, **options: Any) -> Any:
+    """What `vllm.LLM` and `vllm serve` do with their arguments."""
+    load_general_plugins()
+    args = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True, **options}
+    if dllm is not None:
+        args["additional_config"] = {"dllm": dllm}
+    return EngineArgs(model=str(model), **args).create_engine_config()
+
+
+def changed_copy(model: Path, folder: Path, **fields: Any) -> Path:
+    """The checkpoint with other fields in config.json; None removes a field."""
+    copy = shutil.copytree(model, folder / "model")
+    config = json.loads((copy / "config.json").read_text()) | fields
+    config = {key: value for key, value in config.items() if value is not None}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def without_mask_token(model: Path) -> None:
+    """Call the mask something else in the tokenizer."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        file = model / name
+        if file.exists():
+            file.write_text(file.read_text().replace("<|mask|>", "<|other|>"))
+
+
+@pytest.mark.parametrize(
+    ("dllm", "options", "said"),
+    [
+        ({"algorithm": "nope"}, {}, ["algorithm", "'nope'", "threshold, sequential"]),
+        ({"threshold": 1.5}, {}, ["threshold", "1.5", "less than or equal to 1"]),
+        ({"threshold": -0.1}, {}, ["threshold", "-0.1", "greater than or equal to 0"]),
+        ({"threshold": "high"}, {}, ["threshold", "'high'", "number"]),
+        ({"steps": 0}, {}, ["steps", "0", "greater than or equal to 1"]),
+        ({"block_size": 0}, {}, ["block_size", "0", "greater than or equal to 1"]),
+        ({"mask_token_id": 256}, {}, ["mask_token_id=256", "256 tokens"]),
+        ({"mask_token_id": -1}, {}, ["mask_token_id", "-1", "greater than or equal"]),
+        ({"treshold": 0.5}, {}, ["treshold", "0.5"]),
+        ({"block_size": 32}, {"block_size": 48}, ["48", "32", "use 64"]),
+        ({}, {"pipeline_parallel_size": 2}, ["pipeline"]),
+        (
+            {},
+            {
+                "speculative_config": {
+                    "method": "ngram",
+                    "num_speculative_tokens": 2,
+                    "prompt_lookup_max": 2,
+                }
+            },
+            ["speculative decoding"],
+        ),
+        ({}, {"max_num_batched_tokens": 31}, ["max_num_batched_tokens=31", "32"]),
+        ({}, {"async_scheduling": True}, ["--async-scheduling"]),
+        ({}, {"enable_prompt_embeds": True}, ["--enable-prompt-embeds"]),
+        (
+            {},
+            {
+                "kv_transfer_config": {
+                    "kv_connector": "ExampleConnector",
+                    "kv_role": "kv_both",
+                }
+            },
+            ["--kv-transfer-config"],
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_option_is_named(
+    dllm: dict[str, Any], options: dict[str, Any], said: list[str]
+) -> None:
+    """An option that cannot work would give wrong tokens, or a crash later on."""
+    with pytest.raises(ValueError) as error:
+        configure(SDAR, dllm, **options)
+    message = str(error.value)
+    assert [word for word in said if word not in message] == [], message
+
+
+def test_a_checkpoint_without_a_mask_id_is_refused(tmp_path: Path) -> None:
+    """Without a mask id nothing could be decoded."""
+    model = changed_copy(SDAR, tmp_path, mask_token_id=None)
+    without_mask_token(model)
+    with pytest.raises(ValueError, match="mask_token_id"):
+        configure(model)
+    config = configure(model, {"mask_token_id": 255})
+    assert config.model_config.hf_config.dllm["mask_token_id"] == 255
+
+
+def test_the_mask_id_may_come_from_the_tokenizer(tmp_path: Path) -> None:
+    """Released LLaDA2 checkpoints name the mask in the tokenizer alone."""
+    model = changed_copy(LLADA, tmp_path, mask_token_id=None)
+    config = configure(model)
+    assert config.model_config.hf_config.dllm["mask_token_id"] == 255
+
+
+def test_sliding_window_attention_is_refused(tmp_path: Path) -> None:
+    """A window that is left out in silence would give wrong tokens."""
+    model = changed_copy(
+        SDAR,
+        tmp_path,
+        use_sliding_window=True,
+        sliding_window=64,
+        max_window_layers=0,
+    )
+    with pytest.raises(ValueError, match="sliding window"):
+        configure(model)
+
+
+def test_the_old_model_runner_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's first runner knows nothing of canvases."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with pytest.raises(ValueError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
+        configure(SDAR)
+
+
+def test_an_unsupported_architecture_is_refused(tmp_path: Path) -> None:
+    """A model type that nobody serves must not be taken for a similar one."""
+    model = changed_copy(SDAR, tmp_path, architectures=["SDARWithASurprise"])
+    with pytest.raises(ValueError, match="SDARWithASurprise"):
+        configure(model)
+
+
+def test_a_server_option_wins_over_the_checkpoint() -> None:
+    """The tests above would pass with options that nobody reads."""
+    config = configure(SDAR, {"block_size": 8, "threshold": 0.25, "steps": 3})
+    resolved = config.model_config.hf_config.dllm
+    assert resolved == {
+        "block_size": 8,
+        "mask_token_id": 255,
+        "algorithm": "threshold",
+        "threshold": 0.25,
+        "steps": 3,
+    }
+    assert config.cache_config.block_size % 8 == 0

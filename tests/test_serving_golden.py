@@ -1,0 +1,307 @@
+"""The OpenAI server: golden tokens for many clients, streams, aborts, errors."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+
+from tests.engines import Server, uses_server
+from tests.golden_cases import Case, differences, golden_cases
+
+pytestmark = pytest.mark.timeout(400)
+ALL = ("sdar4", "sdar16", "llada8", "llada32")
+CLIENTS = 16
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[AsyncOpenAI]:
+    """A client that tells errors as they are, without trying again."""
+    async with AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120
+    ) as client:
+        yield client
+
+
+def cases_of(server: Server) -> list[Case]:
+    return golden_cases(server.spec.checkpoint, server.spec.block)
+
+
+def request_of(case: Case, **changes: Any) -> dict[str, Any]:
+    """Arguments of `completions.create`."""
+    return {
+        "model": Server.MODEL,
+        "prompt": case.prompt,
+        "max_tokens": case.gen_length,
+        "temperature": 0,
+        "extra_body": {
+            "vllm_xargs": case.fields,
+            "ignore_eos": case.ignore_eos,
+            "return_token_ids": True,
+        },
+        **changes,
+    }
+
+
+async def answer(client: AsyncOpenAI, case: Case) -> list[int]:
+    response = await client.completions.create(**request_of(case))
+    return response.choices[0].token_ids
+
+
+async def pieces(
+    client: AsyncOpenAI, case: Case, stop_after: int | None = None
+) -> list[tuple[list[int], str]]:
+    """Token ids and text of each piece of a stream, closed after `stop_after`."""
+    got: list[tuple[list[int], str]] = []
+    stream = await client.completions.create(**request_of(case), stream=True)
+    async with stream:
+        async for chunk in stream:
+            for choice in chunk.choices:
+                if choice.token_ids or choice.text:
+                    got.append((choice.token_ids or [], choice.text))
+            if stop_after is not None and len(got) >= stop_after:
+                break
+    return got
+
+
+async def streamed_answer(client: AsyncOpenAI, case: Case) -> list[int]:
+    return [token for tokens, _ in await pieces(client, case) for token in tokens]
+
+
+async def by_clients(work: list[Any]) -> list[Any]:
+    """Results of coroutines, `CLIENTS` of them running at any time."""
+    free = asyncio.Semaphore(CLIENTS)
+
+    async def one(job: Any) -> Any:
+        async with free:
+            return await job
+
+    return await asyncio.gather(*map(one, work))
+
+
+# Tokens
+
+
+@uses_server(*ALL)
+async def test_16_clients_get_golden_tokens(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """Requests that come and go in a running batch must not touch each other."""
+    cases = cases_of(server)
+    answers = await by_clients([answer(client, case) for case in cases])
+    assert differences(cases, answers) == []
+
+
+@uses_server(*ALL)
+async def test_16_streams_add_up_to_golden_tokens(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """A piece that is lost, doubled or out of order changes what the reader sees."""
+    cases = cases_of(server)
+    answers = await by_clients([streamed_answer(client, case) for case in cases])
+    assert differences(cases, answers) == []
+
+
+@uses_server("sdar16")
+async def test_a_stream_is_finer_than_blocks(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """Waiting for whole blocks would show a reader nothing for many steps."""
+    block = server.spec.block
+    for case in cases_of(server):
+        response = await client.completions.create(**request_of(case))
+        got = await pieces(client, case)
+        assert [t for tokens, _ in got for t in tokens] == case.tokens
+        assert "".join(text for _, text in got) == response.choices[0].text
+        end = len(case.prompt) + case.gen_length
+        blocks = -(-end // block) - len(case.prompt) // block
+        assert len(got) > blocks, str(case)
+        if case.algorithm == "sequential":
+            assert len(got) > 3 * blocks, str(case)
+
+
+@uses_server("sdar16")
+async def test_chat_works_as_with_any_model(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """Chat clients send no fields of ours, not even a temperature."""
+    messages = [
+        {"role": "user", "content": "w12 w13 w14"},
+        {"role": "assistant", "content": "w15"},
+        {"role": "user", "content": "w16"},
+    ]
+    chat = {"model": Server.MODEL, "messages": messages, "max_tokens": 30}
+    extra = {"ignore_eos": True, "return_token_ids": True}
+    whole = await client.chat.completions.create(**chat, extra_body=extra)
+    assert whole.usage.completion_tokens == 30
+    assert whole.choices[0].finish_reason == "length"
+    stream = await client.chat.completions.create(
+        **chat, extra_body=extra, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == 30
+    # The same prompt as a completion: the text of the template.
+    plain = await client.completions.create(
+        model=Server.MODEL,
+        prompt=whole.prompt_token_ids,
+        max_tokens=30,
+        extra_body=extra,
+    )
+    assert plain.choices[0].token_ids == whole.choices[0].token_ids
+    assert plain.choices[0].text.split() == text.split()
+
+
+# Errors
+
+
+def with_xargs(**fields: Any) -> dict[str, Any]:
+    return {"vllm_xargs": fields}
+
+
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {"name": "a", "schema": {"type": "object"}},
+}
+BAD_REQUESTS = [
+    (with_xargs(dllm_threshold=1.5), ["dllm_threshold", "1.5"]),
+    (with_xargs(dllm_threshold=-0.5), ["dllm_threshold", "-0.5"]),
+    (with_xargs(dllm_threshold="high"), ["dllm_threshold", "high"]),
+    (with_xargs(dllm_steps=0), ["dllm_steps", "0"]),
+    (with_xargs(dllm_steps=2.5), ["dllm_steps", "2.5"]),
+    (with_xargs(dllm_steps="x"), ["dllm_steps", "'x'"]),
+    (with_xargs(dllm_algorithm="nope"), ["dllm_algorithm", "'nope'", "threshold"]),
+    (with_xargs(dllm_foo=3), ["dllm_foo", "dllm_steps"]),
+    (
+        with_xargs(dllm_algorithm="sequential", dllm_threshold=0.5),
+        ["dllm_threshold", "sequential"],
+    ),
+    (with_xargs(diffusion_max_steps=3), ["diffusion_max_steps", "dllm_steps"]),
+    ({"temperature": 0.7}, ["temperature", "0.7"]),
+    ({"logprobs": 3}, ["logprobs", "3"]),
+    ({"logprobs": 1, "logprob_token_ids": [5]}, ["logprob_token_ids", "5"]),
+    ({"prompt_logprobs": 2}, ["prompt_logprobs", "2"]),
+    ({"response_format": SCHEMA}, ["structured_outputs"]),
+    ({"presence_penalty": 1}, ["presence_penalty", "1"]),
+    ({"frequency_penalty": 0.5}, ["frequency_penalty", "0.5"]),
+    ({"repetition_penalty": 1.2}, ["repetition_penalty", "1.2"]),
+    ({"min_tokens": 2}, ["min_tokens", "2"]),
+    ({"logit_bias": {"5": 1}}, ["logit_bias", "5", "1"]),
+    ({"bad_words": ["w7"]}, ["bad_words", "w7"]),
+    ({"allowed_token_ids": [5, 6]}, ["allowed_token_ids", "5, 6"]),
+    ({"prompt": [9] * 1025}, ["1025", "1024"]),
+]
+
+
+async def refusal_problem(
+    http: httpx.AsyncClient, body: dict[str, Any], said: list[str]
+) -> str | None:
+    """What is wrong with the server's refusal of a bad request, if anything."""
+    good = {"model": Server.MODEL, "prompt": [9, 10], "max_tokens": 4, "temperature": 0}
+    response = await http.post("/v1/completions", json=good | body)
+    if response.status_code != 400:
+        return f"{body}: status {response.status_code}, {response.text}"
+    message = response.json()["error"]["message"]
+    missing = [word for word in said if word not in message]
+    return f"{body}: {missing} not in {message!r}" if missing else None
+
+
+@uses_server("sdar16")
+async def test_a_bad_request_is_refused_by_name(server: Server) -> None:
+    """A field that is ignored, or refused without its name, cannot be put right."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        problems = [await refusal_problem(http, *bad) for bad in BAD_REQUESTS]
+    assert [problem for problem in problems if problem] == []
+
+
+@uses_server("sdar16")
+async def test_a_bad_stream_is_refused_by_name(server: Server) -> None:
+    """vLLM may have begun the stream by then: its first event must tell the error."""
+    good = {"model": Server.MODEL, "prompt": [9, 10], "max_tokens": 4, "stream": True}
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        for body, said in BAD_REQUESTS:
+            response = await http.post("/v1/completions", json=good | body)
+            event = response.text.removeprefix("data: ").split("\n")[0]
+            error = json.loads(event)["error"]
+            assert error["code"] == 400, f"{body}: {response.text}"
+            # vLLM refuses some fields of streams itself, and does not tell the value.
+            assert said[0] in error["message"], f"{body}: {error}"
+
+
+@uses_server("sdar16")
+async def test_bad_requests_do_not_disturb_running_streams(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """An exception past the API process would end the engine for everyone."""
+    cases = cases_of(server)
+    streams = asyncio.gather(*[streamed_answer(client, case) for case in cases])
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        refusals = []
+        while not streams.done():
+            bad = BAD_REQUESTS[len(refusals) % len(BAD_REQUESTS)]
+            refusals.append(await refusal_problem(http, *bad))
+    assert len(refusals) > 3
+    assert [problem for problem in refusals if problem] == []
+    assert differences(cases, await streams) == []
+
+
+# Aborts
+
+
+@uses_server("sdar16", "llada32")
+async def test_aborted_streams_leave_nothing_behind(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """Slots and pages of readers who left would be missing for those who stay."""
+    # More leave midway than the server has slots.
+    cases = (cases_of(server) * 4)[: 3 * (CLIENTS + 2)]
+    finished = server.metric("request_success_total")
+    work = []
+    for number, case in enumerate(cases):
+        if number % 3:
+            work.append(streamed_answer(client, case))
+        else:
+            # Long and slow, so that a client that is late still leaves midway.
+            long = replace(
+                case,
+                gen_length=850,
+                algorithm="sequential",
+                threshold=None,
+                steps=case.block_length,
+            )
+            work.append(pieces(client, long, stop_after=1 + number % 4))
+    results = await by_clients(work)
+    stayed = [i for i in range(len(cases)) if i % 3]
+    assert differences([cases[i] for i in stayed], [results[i] for i in stayed]) == []
+
+    gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    held: dict[str, float] = {}
+    for _ in range(60):
+        held = {name: server.metric(name) for name in gauges}
+        if not any(held.values()):
+            break
+        await asyncio.sleep(0.5)
+    assert not any(held.values()), held
+    finished = server.metric("request_success_total") - finished
+    assert finished <= len(cases) - CLIENTS // 2, "the readers did not leave midway"
+
+    answers = await by_clients([answer(client, case) for case in cases[:CLIENTS]])
+    assert differences(cases[:CLIENTS], answers) == []
+
+
+# Last of its server, which it would end.
+@uses_server("sdar16")
+async def test_numbers_beyond_64_bits_are_refused(server: Server) -> None:
+    """A number that no tensor holds would raise in the worker and end the engine."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        for steps in (2**63, 2**64 - 1):
+            bad = (with_xargs(dllm_steps=steps), ["dllm_steps", str(steps)])
+            assert await refusal_problem(http, *bad) is None
+        good = {"model": Server.MODEL, "prompt": [9, 10], "max_tokens": 4}
+        response = await http.post("/v1/completions", json=good)
+        assert response.status_code == 200
