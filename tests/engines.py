@@ -38,6 +38,7 @@ COMMON = {
     "max_num_seqs": 32,
     "enforce_eager": True,
     "disable_log_stats": False,
+    "max_logprobs": 256,
 }
 TIGHT_MODEL_LEN = 203
 """Ends inside a block of 16."""
@@ -47,6 +48,8 @@ OFFLINE = {
     "sdar16": EngineSpec("sdar-pub1", 16),
     "llada8": EngineSpec("llada20-pub0", 8),
     "llada32": EngineSpec("llada20-pub0", 32),
+    "editing8": EngineSpec("llada21-pub0", 8),
+    "editing32": EngineSpec("llada21-pub0", 32),
     "sdar16-tight": EngineSpec(
         "sdar-pub1",
         16,
@@ -67,6 +70,7 @@ SERVERS = {
     "sdar16": EngineSpec("sdar-pub1", 16),
     "llada8": EngineSpec("llada20-pub0", 8),
     "llada32": EngineSpec("llada20-pub0", 32),
+    "editing32": EngineSpec("llada21-pub0", 32),
 }
 
 

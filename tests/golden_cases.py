@@ -31,8 +31,10 @@ class Case:
     gen_length: int
     block_length: int
     algorithm: str
-    steps: int
+    steps: int | None = None
     threshold: float | None = None
+    edit_threshold: float | None = None
+    max_post_steps: int | None = None
     tokens: list[int] | None = None
     nfe: int | None = None
     """Forwards that the authors' code used."""
@@ -49,6 +51,8 @@ class Case:
             "dllm_algorithm": RULES.get(self.algorithm, self.algorithm),
             "dllm_steps": self.steps,
             "dllm_threshold": self.threshold,
+            "dllm_edit_threshold": self.edit_threshold,
+            "dllm_max_post_steps": self.max_post_steps,
         }
         return {key: value for key, value in fields.items() if value is not None}
 
@@ -58,7 +62,11 @@ class Case:
         model = reference_model(self.checkpoint)
         if isinstance(model, SDAR):
             tokens, nfe = sdar_generate.generate(
-                model, *common, self.algorithm, MASK, self.threshold or 1.0
+                model,
+                *common,
+                self.algorithm,
+                MASK,
+                1.0 if self.threshold is None else self.threshold,
             )
         else:
             tokens, nfe = llada2_generate.generate(
