@@ -45,7 +45,10 @@ class DllmConfig(RuleParams):
         fields: dict[str, Any] = {}
         for source in sources:
             fields.update((k, v) for k, v in source.items() if v is not None)
-        fields.setdefault("steps", fields.get("block_size"))
+        block_size = fields.get("block_size")
+        # A block size that is refused below must not be refused as a number of steps.
+        usable = type(block_size) is int and block_size >= 1
+        fields.setdefault("steps", block_size if usable else 1)
         try:
             return cls(**fields)
         except ValidationError as error:

@@ -184,6 +184,15 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
         "asynchronous scheduling (--async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling is True
         ),
+        "a logits processor (--logits-processors)": bool(
+            model_config.logits_processors
+        ),
+        "another scheduler (--scheduler-cls)": (
+            vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER)
+        ),
+        f"--logprobs-mode {model_config.logprobs_mode}": (
+            model_config.logprobs_mode != "raw_logprobs"
+        ),
         f"the {current_platform.device_type} platform": (
             current_platform.device_type not in WORKERS
         ),

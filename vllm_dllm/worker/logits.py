@@ -53,12 +53,17 @@ class LogitsRules:
             banned = torch.ones(self.vocab, dtype=torch.bool, device=logits.device)
             banned[self.allowed] = False
             logits.masked_fill_(banned, float("-inf"))
+        self._penalize(logits, position, sequence)
+        before_bans = logits.clone() if self.allowed is not None else None
         early = position < self.min_len
         for token in self.stop_token_ids:
             logits[:, token].masked_fill_(early, float("-inf"))
-        self._penalize(logits, position, sequence)
         for words in self.bad_words:
             self._ban(logits, position, sequence, words)
+        if before_bans is not None:
+            # Where the bans leave none of the allowed tokens, those stay allowed.
+            empty = (logits == float("-inf")).all(dim=1, keepdim=True)
+            torch.where(empty, before_bans, logits, out=logits)
 
     def _penalize(
         self, logits: torch.Tensor, position: torch.Tensor, sequence: torch.Tensor
