@@ -46,6 +46,12 @@ class RuleParams(BaseModel):
     """local_leap: how many positions away is near."""
     low_threshold: float = Field(default=0.6, ge=0, le=1)
     """hierarchical: confidence that the best of a run of masks must exceed."""
+    credit_alpha: float = Field(default=0.7, ge=0, allow_inf_nan=False)
+    """credit: weight of the credit that is added to the logits."""
+    credit_beta: float = Field(default=0.8, ge=0, le=1)
+    """credit: share of it that is left after a step."""
+    credit_gamma: float = Field(default=0.2, ge=0, allow_inf_nan=False)
+    """credit: power of the probability that is credited."""
     edit_threshold: float = Field(default=0.9, ge=0, le=1)
     """joint_threshold: confidence above which a decoded token is replaced."""
     max_post_steps: int = Field(default=16, ge=0, le=MAX_COUNT)

@@ -55,6 +55,9 @@ class Row:
     local_leap_neighbor_threshold: float = 0.5
     local_leap_radius: int = 2
     edit_threshold: float = 0.5
+    credit_alpha: float = 0.7
+    credit_beta: float = 0.8
+    credit_gamma: float = 0.2
     max_post_steps: int = 2
 
     def __post_init__(self) -> None:
@@ -101,6 +104,9 @@ PARAMETERS: dict[str, Sequence[Any]] = {
     "local_leap_neighbor_threshold": PROBABILITIES,
     "local_leap_radius": range(21),
     "edit_threshold": PROBABILITIES,
+    "credit_alpha": PROBABILITIES,
+    "credit_beta": PROBABILITIES,
+    "credit_gamma": PROBABILITIES,
     "max_post_steps": range(4),
 }
 

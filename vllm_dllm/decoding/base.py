@@ -94,9 +94,39 @@ class DecodingRule(Protocol):
     revises: ClassVar[bool]
     """Whether it changes decoded tokens. Nothing of a block is handed out then before
     the block is done."""
+    reshapes: ClassVar[bool]
+    """Whether it changes logits by what it saw in earlier steps of the block."""
 
     def decide(self, canvas: CanvasStep) -> Decision:
         """Positions that are written in this step."""
+        ...
+
+
+class ReshapingRule(DecodingRule, Protocol):
+    """A rule whose `reshapes` is True."""
+
+    def reshape(
+        self,
+        logits: torch.Tensor,
+        token: torch.Tensor,
+        confidence: torch.Tensor,
+        history: tuple[torch.Tensor, torch.Tensor],
+        step: torch.Tensor,
+        params: dict[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change the logits of `rows` positions in place; for rules that reshape.
+
+        Args:
+            logits: [rows, vocab], any float dtype.
+            token, confidence: [rows]: the best token under them, its probability.
+            history: tokens [rows, block] int64 and values [rows, block] float32: what
+                the last step of the block returned; zeros at its first.
+            step: [rows] int64.
+            params: the rule's `parameters`, each [rows].
+
+        Returns:
+            The history for the next step.
+        """
         ...
 
 
@@ -105,6 +135,7 @@ class SelectingRule:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = False
+    reshapes: ClassVar[bool] = False
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
         """[n, block] bool: a subset of `canvas.masked`, not empty where that is not."""

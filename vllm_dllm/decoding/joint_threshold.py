@@ -19,6 +19,7 @@ class JointThreshold:
     )
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = True
+    reshapes: ClassVar[bool] = False
 
     def decide(self, canvas: CanvasStep) -> Decision:
         masked, confidence = canvas.masked, canvas.confidence

@@ -16,6 +16,7 @@ RULES: dict[str, str] = {
     "factor": "vllm_dllm.decoding.factor:Factor",
     "local_leap": "vllm_dllm.decoding.local_leap:LocalLeap",
     "hierarchical": "vllm_dllm.decoding.hierarchical:Hierarchical",
+    "credit": "vllm_dllm.decoding.credit:Credit",
     "joint_threshold": "vllm_dllm.decoding.joint_threshold:JointThreshold",
 }
 

@@ -79,6 +79,7 @@ class SavedBlock:
     """[block] int64."""
     step: int
     post_steps: int
+    history: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class Canvas:
@@ -95,6 +96,9 @@ class Canvas:
         self.decided_at = torch.zeros_like(self.tokens)
         self.step = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.post_steps = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.history: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Tokens and values [num_slots, block, block] of rules that reshape logits
+        (decoding/base.py); made when the first request wants it."""
 
         # Set by add_request.
         self.params = {
@@ -127,7 +131,15 @@ class Canvas:
         self.traced.discard(slot)
         if params.return_trajectory:
             self.traced.add(slot)
+        if rule.reshapes and self.history is None:
+            shape = (*self.tokens.shape, self.block)
+            self.history = (
+                self.tokens.new_zeros(shape),
+                self.tokens.new_zeros(shape, dtype=torch.float32),
+            )
         saved = self._suspended.pop(req_id, None)
+        if saved is not None and saved.history is not None and self.history is not None:
+            self.history[0][slot], self.history[1][slot] = saved.history
         self.tokens[slot] = self.mask_token_id if saved is None else saved.tokens
         self.decided_at[slot] = 0 if saved is None else saved.decided_at
         self.step[slot] = 0 if saved is None else saved.step
@@ -189,6 +201,8 @@ class Canvas:
             self.decided_at[slot].clone(),
             int(self.step[slot]),
             int(self.post_steps[slot]),
+            self.history
+            and (self.history[0][slot].clone(), self.history[1][slot].clone()),
         )
 
     def forget(self, req_id: str) -> None:

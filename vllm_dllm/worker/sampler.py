@@ -1,5 +1,7 @@
 """DenoisingSampler: logits -> candidates -> rule -> canvas -> emitted tokens."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
@@ -7,7 +9,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from vllm_dllm.decoding.base import CanvasStep
+from vllm_dllm.decoding.base import CanvasStep, ReshapingRule
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
@@ -83,6 +85,9 @@ class DenoisingSampler:
         all_token_ids = self.req_states.all_token_ids.gpu
         rules = dict.fromkeys(self.canvas.algorithm[slot_np])
         needs = set().union(*(get_rule(name).needs for name in rules))
+        for name in rules:
+            if get_rule(name).reshapes:
+                self._reshape(name, logits, batch, slot_np)
         found = self.sampling.propose(
             logits,
             batch,
@@ -119,6 +124,32 @@ class DenoisingSampler:
             num_sampled=count,
             num_rejected=self._num_uncommitted(input_batch),
         )
+
+    def _reshape(
+        self, name: str, logits: torch.Tensor, batch: CanvasBatch, slot_np: np.ndarray
+    ) -> None:
+        """Let a rule change the logits of its requests' masks."""
+        rule, history = cast(ReshapingRule, get_rule(name)), self.canvas.history
+        assert history is not None
+        chosen = torch.from_numpy(self.canvas.algorithm[slot_np] == name)
+        request, column = batch.cell
+        wanted = chosen.to(request.device)[request] & batch.masked[request, column]
+        rows = wanted.nonzero().squeeze(1)
+        request, column = request[rows], column[rows]
+        slot, step = batch.slot[request], batch.step[request]
+        part = logits[rows]
+        found = candidates(part, self.canvas.mask_token_id)
+        begun = (step > 0).unsqueeze(1)
+        tokens, values = rule.reshape(
+            part,
+            found.token,
+            found.confidence,
+            (history[0][slot, column] * begun, history[1][slot, column] * begun),
+            step,
+            {p: self.canvas.params[p][slot] for p in rule.parameters},
+        )
+        history[0][slot, column], history[1][slot, column] = tokens, values
+        logits[rows] = part
 
     def _trajectory(
         self, batch: CanvasBatch, count: torch.Tensor, index: int
