@@ -1,8 +1,8 @@
 """credit: positions that kept predicting a token get a bonus for it.
 
 Source: dInfer's CreditThresholdParallelDecoder. Per position i of the block and token v
-a credit C[i, v], 0 at the start of the block. In each step all credits decay by beta, the
-best token v of each masked position gets p_i[v]^gamma, and the logits become
+a credit C[i, v], 0 at the start of the block. In each step all credits decay by beta,
+the best token v of each masked position gets p_i[v]^gamma, and the logits become
 l' = l + alpha * ln(C + 1). Then every position with confidence >= threshold becomes its
 best token under l', and the surest one (with those within 1e-5 of it) in any case.
 

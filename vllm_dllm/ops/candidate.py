@@ -6,6 +6,9 @@ import torch
 
 from vllm_dllm.ops import extension
 
+TILE = 256
+"""Rows that are held in float32 at a time."""
+
 
 @dataclass
 class Candidates:
@@ -55,8 +58,8 @@ def candidates_torch(logits: torch.Tensor, mask_token_id: int) -> Candidates:
     """The same in torch operations."""
     logits[:, mask_token_id] = float("-inf")
     top, token = logits.max(dim=-1)
-    confidence = (top.float() - logits.float().logsumexp(dim=-1)).exp()
-    return Candidates(token, confidence)
+    sums = [tile.float().logsumexp(dim=-1) for tile in logits.split(TILE)]
+    return Candidates(token, (top.float() - torch.cat(sums)).exp())
 
 
 def entropy(probs: torch.Tensor) -> torch.Tensor:
