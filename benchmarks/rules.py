@@ -50,6 +50,7 @@ def measure(base_url: str, count: int, setting: dict[str, Any]) -> dict[str, flo
         concurrency=8,
         max_tokens=64,
         model=None,
+        seed=0,
         extra_body={"vllm_xargs": setting},
         forwards_metric="vllm:diffusion_num_denoising_steps_total",
     )

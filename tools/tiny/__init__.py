@@ -1,0 +1,1 @@
+"""Data and tokenizer of the tiny LLaDA2 checkpoint."""
