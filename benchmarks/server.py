@@ -113,11 +113,12 @@ def serve(model: Path, *flags: str, log: Path) -> Iterator[Server]:
         *("--no-enable-prefix-caching", "--worker-extension-cls", "timer.ForwardTimer"),
         *flags,
     ]
+    path = filter(None, [os.environ.get("PYTHONPATH")])
     env = {
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *path]),
     }
     with log.open("w") as output:
         process = subprocess.Popen(
