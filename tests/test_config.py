@@ -1,5 +1,6 @@
 """Server-wide choices: their limits, their sources, and what vLLM is told by them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.checkpoints import derived
 from tests.golden_cases import GOLDEN
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.models.registry import FAMILIES
+from vllm_dllm.request import resolve
 
 BASE = {"block_size": 4, "mask_token_id": 255}
 
@@ -39,7 +41,17 @@ def resolved(model: str | Path, **own: Any) -> DllmConfig:
         ("steps", 0, "greater than or equal to 1"),
         ("steps", 2.5, "valid integer"),
         ("algorithm", "fastest", "supported: .*threshold"),
-        ("blocksize", 4, "not permitted"),
+        ("block_size", -8, "greater than or equal to 1"),
+        ("block_size", 2.5, "valid integer"),
+        ("mask_token_id", 1.5, "valid integer"),
+        ("steps", 1_000_001, "less than or equal to 1000000"),
+        ("max_post_steps", 1_000_001, "less than or equal to 1000000"),
+        ("local_leap_radius", 2**63, "less than or equal to 1000000"),
+        ("factor", 0, "greater than 0"),
+        ("entropy_bound", float("inf"), "finite number"),
+        ("cap_steps", 1, "valid boolean"),
+        ("blocksize", 4, "^unknown field dllm.blocksize.*known: .*dllm.block_size"),
+        ("max_nfe", 4, "^unknown field"),  # a choice of requests alone
     ],
 )
 def test_a_refusal_names_field_value_and_what_is_allowed(
@@ -55,7 +67,7 @@ def test_a_refusal_names_field_value_and_what_is_allowed(
 def test_what_nobody_said_is_asked_for(field: str) -> None:
     """A guessed mask token decodes noise."""
     known = {name: value for name, value in BASE.items() if name != field}
-    with pytest.raises(ValueError, match=rf"dllm\.{field}.*required"):
+    with pytest.raises(ValueError, match=rf"^dllm\.{field} is not given"):
         DllmConfig.build(known)
 
 
@@ -174,18 +186,90 @@ def test_rotary_tables_reach_the_end_of_the_last_block(
     assert config.model_config.max_model_len == 1024
 
 
-def test_requests_without_a_temperature_are_greedy() -> None:
-    """vLLM's default of 1 is refused, so the simplest request would be an error."""
-    config = engine_config("sdar-pub0").model_config
-    assert config.get_diff_sampling_param()["temperature"] == 0.0
+def default_temperature(model: str | Path, **engine_args: Any) -> float | None:
+    """What a request that names none gets; None is vLLM's own default, 1."""
+    config = engine_config(model, **engine_args).model_config
+    return config.get_diff_sampling_param().get("temperature")
 
 
-def test_a_temperature_that_the_operator_chose_is_kept() -> None:
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("llada20-pub0", 0.0), ("llada21-pub0", 0.0), ("sdar-pub0", None)],
+)
+@pytest.mark.parametrize("source", ["auto", "vllm"])
+def test_without_a_word_the_temperature_is_the_authors(
+    model: str, expected: float | None, source: str
+) -> None:
+    """LLaDA2's authors decode greedily; at temperature 1 its answers are worse."""
+    assert default_temperature(model, generation_config=source) == expected
+
+
+@pytest.mark.parametrize("model", ["llada20-pub0", "sdar-pub0"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_checkpoints_own_temperature_wins(
+    tmp_path: Path, model: str, temperature: float
+) -> None:
+    """Its authors said what it is to be decoded with."""
+    folder = derived(tmp_path / "model", model)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 1, "temperature": temperature, "do_sample": True})
+    )
+    assert default_temperature(folder) == temperature
+
+
+@pytest.mark.parametrize("model", ["llada20-pub0", "sdar-pub0"])
+def test_a_temperature_that_the_operator_chose_is_kept(model: str) -> None:
     """An operator's setting that is dropped in silence is a trap."""
-    config = engine_config(
-        "sdar-pub0", override_generation_config={"temperature": 0.5}
-    ).model_config
-    assert config.get_diff_sampling_param()["temperature"] == 0.5
+    chosen = {"temperature": 0.5}
+    assert default_temperature(model, override_generation_config=chosen) == 0.5
+
+
+def test_a_default_temperature_keeps_the_operators_other_choices() -> None:
+    """Ours would take the place of everything that was overridden."""
+    config = engine_config("llada20-pub0", override_generation_config={"top_p": 0.9})
+    params = config.model_config.get_diff_sampling_param()
+    assert (params["temperature"], params["top_p"]) == (0.0, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("model", "capped"),
+    [("llada20-pub0", True), ("llada21-pub0", True), ("sdar-pub0", False)],
+)
+def test_steps_are_capped_where_the_authors_do(model: str, capped: bool) -> None:
+    """A short answer would be decoded in other steps than theirs."""
+    assert resolved(model).cap_steps is capped
+    assert resolved(model, cap_steps=not capped).cap_steps is not capped
+
+
+def test_a_rules_parameters_have_defaults_of_the_server() -> None:
+    """An operator could set them for nobody but himself."""
+    config = resolved("sdar-pub0", algorithm="JointThreshold", edit_threshold=0.5)
+    params = resolve({"dllm_max_post_steps": 3}, config)
+    assert (params.algorithm, params.edit_threshold) == ("joint_threshold", 0.5)
+    assert params.max_post_steps == 3
+
+
+class Settings:
+    """An `additional_config` of another plugin's own class."""
+
+    def compute_hash(self) -> str:
+        return "settings"
+
+
+def test_an_additional_config_without_keys_says_nothing_to_us() -> None:
+    """vLLM allows any object there, and a server with one would not start."""
+    settings = Settings()
+    config = engine_config("sdar-pub1", additional_config=settings)
+    assert config.additional_config is settings
+    assert DllmConfig.of(config.model_config) == resolved("sdar-pub1")
+
+
+@pytest.mark.parametrize("value", ["fast", ["steps"], 3])
+def test_an_entry_of_ours_that_is_no_mapping_is_refused(value: Any) -> None:
+    """It would be ignored, or end the start far from its cause."""
+    with pytest.raises(ValueError, match="is not a mapping; known fields") as failure:
+        engine_config("sdar-pub1", additional_config={"dllm": value})
+    assert f'additional_config["dllm"]={value!r}' in str(failure.value)
 
 
 def test_a_worker_of_the_users_own_is_kept() -> None:

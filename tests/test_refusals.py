@@ -13,6 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins import load_general_plugins
 
 from tests.golden_cases import GOLDEN
+from vllm_dllm.request import RuleParams
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,6 +84,17 @@ def without_mask_token(model: Path) -> None:
             },
             ["--kv-transfer-config"],
         ),
+        ({}, {"logits_processors": ["a.module:Class"]}, ["--logits-processors"]),
+        ({}, {"scheduler_cls": "a.module.Scheduler"}, ["--scheduler-cls"]),
+        (
+            {},
+            {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
+            ["--scheduler-cls"],
+        ),
+        *(
+            ({}, {"logprobs_mode": mode}, [f"--logprobs-mode {mode} is not supported"])
+            for mode in ("processed_logprobs", "raw_logits", "processed_logits")
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -94,6 +106,14 @@ def test_a_wrong_option_is_named(
         configure(SDAR, dllm, **options)
     message = str(error.value)
     assert [word for word in said if word not in message] == [], message
+
+
+def test_what_we_would_choose_ourselves_is_accepted() -> None:
+    """A deployment that spells the defaults out would not start."""
+    options = {"logits_processors": [], "logprobs_mode": "raw_logprobs"}
+    scheduler = "vllm_dllm.scheduler.BlockDiffusionScheduler"
+    config = configure(SDAR, scheduler_cls=scheduler, async_scheduling=False, **options)
+    assert config.scheduler_config.scheduler_cls == scheduler
 
 
 def test_a_checkpoint_without_a_mask_id_is_refused(tmp_path: Path) -> None:
@@ -144,11 +164,14 @@ def test_a_server_option_wins_over_the_checkpoint() -> None:
     """The tests above would pass with options that nobody reads."""
     config = configure(SDAR, {"block_size": 8, "threshold": 0.25, "steps": 3})
     resolved = config.model_config.hf_config.dllm
-    assert resolved == {
+    said = {
         "block_size": 8,
         "mask_token_id": 255,
         "algorithm": "threshold",
         "threshold": 0.25,
         "steps": 3,
+        "cap_steps": False,
     }
+    unsaid = RuleParams.model_fields.keys() - said.keys()
+    assert resolved == said | {f: RuleParams.model_fields[f].default for f in unsaid}
     assert config.cache_config.block_size % 8 == 0
