@@ -30,6 +30,8 @@ class Run:
     """Denoising forwards, counted per request; 0 for other models."""
     model_seconds: float
     """Worker time inside the model: forward and logits."""
+    worker_seconds: float
+    """Worker time of the steps: inputs, model, sampling."""
     steps: int
     """Forwards of the whole batch."""
 
@@ -95,7 +97,8 @@ class Server:
             done,
             seconds,
             self.denoising_forwards() - before,
-            timer["seconds"],
+            timer["model"],
+            timer["worker"],
             timer["forwards"],
         )
 

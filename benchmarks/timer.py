@@ -12,21 +12,26 @@ class ForwardTimer:
     def reset_timer(self) -> None:
         runner = self.model_runner  # type: ignore[attr-defined]
         if not hasattr(self, "_timer"):
-            for name in ("forward", "compute_logits"):
-                setattr(runner.model, name, self._timed(getattr(runner.model, name)))
-        self._timer = {"seconds": 0.0, "forwards": 0}
+            for owner, name in (
+                (runner.model, "forward"),
+                (runner.model, "compute_logits"),
+                (runner, "execute_model"),
+                (runner, "sample_tokens"),
+            ):
+                setattr(owner, name, self._timed(name, getattr(owner, name)))
+        self._timer = {"model": 0.0, "worker": 0.0, "forwards": 0}
 
     def read_timer(self) -> str:
         return json.dumps(self._timer)
 
-    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        is_forward = function.__name__ == "forward"
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        key = "model" if name in ("forward", "compute_logits") else "worker"
 
         def call(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = function(*args, **kwargs)
-            self._timer["seconds"] += time.perf_counter() - start
-            self._timer["forwards"] += is_forward
+            self._timer[key] += time.perf_counter() - start
+            self._timer["forwards"] += name == "forward"
             return result
 
         return call

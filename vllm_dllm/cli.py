@@ -78,4 +78,9 @@ def fold(args: argparse.Namespace, additional_config: Any) -> Any:
     own = {**(getattr(args, "dllm_config", None) or {}), **flags}
     if not own:
         return additional_config
+    if not isinstance(additional_config, dict):
+        raise ValueError(
+            f"--dllm-* options cannot be added to additional_config="
+            f"{additional_config!r}, which is not a mapping"
+        )
     return {**additional_config, KEY: {**given(additional_config), **own}}

@@ -144,7 +144,7 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
     for field, reason in UNSUPPORTED.items():
         if getattr(params, field) is not None:
             raise ValueError(f"{field}={getattr(params, field)!r}: {reason}")
-    if params.allowed_token_ids == [config.mask_token_id]:
+    if set(params.allowed_token_ids or ()) == {config.mask_token_id}:
         raise ValueError(
             f"allowed_token_ids={params.allowed_token_ids!r} allows no token but the "
             "mask, which is never chosen"

@@ -232,7 +232,7 @@ def conflicts(
     confidence = torch.zeros(len(before))
     confidence[-len(sure) :] = torch.tensor(sure)
     tensors = torch.tensor(before), torch.tensor(after)
-    dropped = rules.conflicts(*tensors, confidence)
+    dropped = rules.conflicts(*tensors, confidence, len(before) - len(sure))
     assert [t.tolist() for t in tensors] == [before, after]
     return dropped
 

@@ -23,7 +23,7 @@ def uniform(
     Returns:
         float64 in [0, 1), with 48 random bits.
     """
-    state = _mix(seed + stream)
+    state = _mix(_mix(seed) ^ stream)
     state = _mix(state ^ position)
     state = _mix(state ^ step)
     return (state & _LOW_48).double() / (1 << 48)

@@ -102,12 +102,16 @@ class LogitsRules:
                 if other == index:
                     continue
                 place = position - index + other
-                inside = (place >= 0) & (place < length)
+                inside = (place >= self.prompt_len) & (place < length)
                 complete &= inside & (sequence[place.clamp(0, length - 1)] == word)
             logits[:, token].masked_fill_(complete, float("-inf"))
 
     def conflicts(
-        self, before: torch.Tensor, after: torch.Tensor, confidence: torch.Tensor
+        self,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        confidence: torch.Tensor,
+        block_start: int,
     ) -> list[int]:
         """Positions whose tokens were written in one step and make a bad word together.
 
@@ -117,18 +121,32 @@ class LogitsRules:
         Args:
             before, after: [length] int64 sequences around the step, -1 where masked.
             confidence: [length] float32, of the written tokens.
+            block_start: nothing before it was written.
         """
-        after = after.clone()
+        old, new = before.tolist(), after.tolist()
         dropped: list[int] = []
-        for words in self.bad_words:
-            pattern = torch.tensor(words, device=after.device)
-            for start in range(self.prompt_len, len(after) - len(words) + 1):
-                window = slice(start, start + len(words))
-                if not torch.equal(after[window], pattern):
-                    continue
-                written = (after[window] != before[window]).nonzero().squeeze(1) + start
-                if len(written):
-                    place = int(written[confidence[written].argmin()])
-                    dropped.append(place)
-                    after[place] = before[place]
+        while (place := self._worst(old, new, confidence, block_start)) is not None:
+            # What comes back may be part of a bad word too, of one that was looked at.
+            new[place] = old[place]
+            dropped.append(place)
         return dropped
+
+    def _worst(
+        self,
+        old: list[int],
+        new: list[int],
+        confidence: torch.Tensor,
+        block_start: int,
+    ) -> int | None:
+        """The least sure written position of a bad word in `new`, if there is one."""
+        for words in self.bad_words:
+            # A window that touches the block begins at most this far before it.
+            first = max(self.prompt_len, block_start - len(words) + 1)
+            for start in range(first, len(new) - len(words) + 1):
+                places = range(start, start + len(words))
+                if new[start : places.stop] != words:
+                    continue
+                written = [place for place in places if new[place] != old[place]]
+                if written:
+                    return min(written, key=lambda place: float(confidence[place]))
+        return None

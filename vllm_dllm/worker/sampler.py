@@ -200,10 +200,12 @@ class DenoisingSampler:
         done = torch.ones_like(batch.active)
         for name in rules:
             rule = get_rule(name)
-            chosen = np.flatnonzero(self.canvas.algorithm[slot_np] == name)
-            rows = torch.from_numpy(chosen).to(write.device)
-            slot = batch.slot[rows]
-            mine = canvas_step.take(rows)
+            rows: torch.Tensor | slice = slice(None)
+            mine, slot = canvas_step, batch.slot
+            if len(rules) > 1:
+                chosen = np.flatnonzero(self.canvas.algorithm[slot_np] == name)
+                rows = torch.from_numpy(chosen).to(write.device)
+                mine, slot = canvas_step.take(rows), batch.slot[rows]
             mine.params = {p: self.canvas.params[p][slot] for p in rule.parameters}
             decision = rule.decide(mine)
             write[rows] = decision.write

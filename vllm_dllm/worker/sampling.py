@@ -42,7 +42,9 @@ class Sampling:
         filters.top_k[slot] = params.top_k if params.top_k > 0 else self.vocab
         filters.top_p[slot] = params.top_p
         filters.min_p[slot] = params.min_p
-        self.seed[slot] = params.seed if params.seed is not None else _seed_of(req_id)
+        seed = _seed_of(req_id) if params.seed is None else params.seed
+        # Children of a request with n > 1 have larger seeds, which may leave 64 bits.
+        self.seed[slot] = (seed + 2**63) % 2**64 - 2**63
         self.rules.pop(slot, None)
         if LogitsRules.needed(params):
             self.rules[slot] = LogitsRules(params, prompt_len, self.vocab)
@@ -147,7 +149,7 @@ class Sampling:
             after, sure = before.clone(), torch.zeros(len(before), device=write.device)
             after[start:] = torch.where(write[index], candidate[index], before[start:])
             sure[start:] = confidence[index]
-            for place in rules.conflicts(before, after, sure):
+            for place in rules.conflicts(before, after, sure, start):
                 write[index, place - start] = False
 
 
