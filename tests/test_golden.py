@@ -3,7 +3,7 @@
 import pytest
 
 from tests.engines import Engine, tokens_of, uses
-from tests.golden_cases import Case, differences, golden_cases
+from tests.golden_cases import Case, differences, golden_cases, new_cases
 
 pytestmark = pytest.mark.timeout(400)
 ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32")
@@ -74,3 +74,15 @@ def test_an_answer_ends_with_a_stop_token_inside_a_block(engine: Engine) -> None
         [output] = engine.ask([case], stop_token_ids=[stop])
         assert tokens_of(output) == case.tokens[: case.tokens.index(stop) + 1]
         assert output.outputs[0].stop_reason == stop
+
+
+@uses("editing8", "editing32")
+def test_editing_mixes_with_rules_that_do_not_edit(engine: Engine) -> None:
+    """One rule's blocks wait until they are done, the other's leave token by token."""
+    editing = cases_of(engine)
+    name, block = engine.spec.checkpoint, engine.spec.block
+    others = [case.answered() for case in new_cases(name, block, [3, 40, 70], 40)]
+    mixed = [case for pair in zip(editing, others, strict=False) for case in pair]
+    assert len(mixed) >= 12
+    outputs = engine.ask(mixed)
+    assert differences(mixed, [tokens_of(output) for output in outputs]) == []
