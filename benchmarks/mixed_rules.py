@@ -19,7 +19,7 @@ from vllm import LLM, SamplingParams
 
 RULES = ("threshold", "low_confidence", "sequential", "entropy_bounded")
 REQUESTS = 32
-PROMPT, TOKENS = 64, 32
+PROMPT, TOKENS = 64, 16
 
 
 def params_of(rule: str) -> SamplingParams:
