@@ -7,20 +7,26 @@ dotted options last and would overwrite it without a word.
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from vllm_dllm.config import KEY, DllmConfig, given
 from vllm_dllm.decoding.registry import ALIASES, RULES
+from vllm_dllm.request import CachePolicy
 
 FLAGS: dict[str, type] = {
     "block_size": int,
     "algorithm": str,
     "threshold": float,
     "steps": int,
+    "cache": str,
 }
 """Fields of `DllmConfig` that have a flag of their own."""
+CHOICES: dict[str, list[str]] = {
+    "algorithm": [*RULES, *ALIASES],
+    "cache": list(get_args(CachePolicy)),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--dllm-{name.replace('_', '-')}",
             type=kind,
-            choices=[*RULES, *ALIASES] if name == "algorithm" else None,
+            choices=CHOICES.get(name),
             help=_help(name),
         )
     group.add_argument(

@@ -33,9 +33,15 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.engine.arg_utils:EngineArgs.add_cli_args",
     "vllm.engine.arg_utils:EngineArgs.from_cli_args",
     "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+    "vllm.engine.arg_utils:EngineArgs._set_default_max_num_seqs_and_batched_tokens_args",
+    "vllm.config:ModelConfig.try_get_generation_config",
     "vllm.v1.core.sched.scheduler:Scheduler._reserve_prefill_lookahead",
     "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule",
+    "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
+    "vllm.v1.spec_decode.metrics:SpecDecodingStats",
+    "vllm.model_executor.models.llama:LlamaForCausalLM._init_model",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens",
     "vllm.v1.worker.gpu.attn_utils:build_attn_metadata",
@@ -236,6 +242,65 @@ def add_cli_flags() -> None:
 
     wrap_once(EngineArgs, "add_cli_args", add)
     wrap_once(EngineArgs, "from_cli_args", fold)
+
+
+def raise_token_budget() -> None:
+    """Let one forward hold the longest request of a model with full attention.
+
+    vLLM's default for `max_num_batched_tokens` may be less than `max_model_len`, since
+    it splits prompts; ours cannot be split. vLLM raises the default where prompts are
+    never split, so it is told so while it sets it; a number that the user gave stays.
+    Removable when a model class can say that its prompts cannot be split.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_dllm.models.registry import FAMILIES
+
+    def wrapper(function: Callable[..., None]) -> Callable[..., None]:
+        def set_defaults(
+            self: EngineArgs,
+            usage_context: Any,
+            model_config: "ModelConfig",
+            *rest: Any,
+        ) -> None:
+            family = FAMILIES.get(model_config.architecture)
+            if family is None or not family.facts.get("full_attention"):
+                return function(self, usage_context, model_config, *rest)
+            chunked, self.enable_chunked_prefill = self.enable_chunked_prefill, False
+            try:
+                function(self, usage_context, model_config, *rest)
+            finally:
+                self.enable_chunked_prefill = chunked
+
+        return set_defaults
+
+    wrap_once(EngineArgs, "_set_default_max_num_seqs_and_batched_tokens_args", wrapper)
+
+
+def add_stop_tokens() -> None:
+    """End answers with the tokens that end a turn in our families.
+
+    Released checkpoints name one end token in generation_config.json and are trained to
+    use two. Other models keep what their files say. Removable when a model's config
+    hook can add end tokens.
+    """
+    from vllm.config import ModelConfig
+
+    from vllm_dllm.config import KEY, DllmConfig
+
+    def wrapper(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+        def try_get_generation_config(self: "ModelConfig") -> dict[str, Any]:
+            config = function(self)
+            if not hasattr(self.hf_config, KEY):
+                return config
+            eos = config.get("eos_token_id", [])
+            stops = [eos] if isinstance(eos, int) else list(eos)
+            stops += DllmConfig.of(self).facts.stop_token_ids
+            return {**config, "eos_token_id": list(dict.fromkeys(stops))}
+
+        return try_get_generation_config
+
+    wrap_once(ModelConfig, "try_get_generation_config", wrapper)
 
 
 def refuse_unused_flags() -> None:

@@ -6,11 +6,12 @@ config.json, `additional_config["dllm"]` (which `--dllm-config` and the other
 which reaches every process inside `VllmConfig`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from vllm_dllm.request import RuleParams, describe
+from vllm_dllm.request import CachePolicy, RuleParams, describe
+from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -19,24 +20,74 @@ KEY = "dllm"
 """Our key in `additional_config`, and our attribute on the HF config."""
 
 
+class Facts(BaseModel):
+    """What is not for a user to choose: facts of the architecture and of the engine."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    full_attention: bool = False
+    """Whether every position sees the whole canvas, and not just its own block and
+    those before it."""
+    shifted_logits: bool = False
+    """Whether the row of position p predicts position p + 1."""
+    clean_confidence: bool = False
+    """Whether a token's confidence is its probability before temperature, top-k and
+    top-p, and not the one that it was drawn with."""
+    rule_names: dict[str, str] = {}
+    """Names of decoding rules that mean another rule here."""
+    eos_token_id: int | None = None
+    eot_token_id: int | None = None
+    """The end of a turn, in families that have a token of its own for it."""
+    stop_token_ids: list[int] = []
+    """Tokens that end an answer, besides those of generation_config.json."""
+    max_model_len: int = UNBOUNDED
+    max_num_batched_tokens: int = UNBOUNDED
+    page_size: int = 1
+    """KV page in tokens."""
+
+
 class DllmConfig(RuleParams):
     """Choices of a server that hold for all its requests, and their defaults."""
 
-    block_size: int = Field(ge=1, le=4096)
-    """Diffusion block size in tokens. Must be the one the checkpoint was trained
-    with. Not the KV page size, which is vLLM's `--block-size`."""
+    block_size: int | None = Field(default=None, ge=1, le=4096)
+    """Diffusion block size in tokens. For a block-causal model it must be the one the
+    checkpoint was trained with. With full attention it is the default of a request's
+    block length; without one a block is the whole answer. Not the KV page size, which
+    is vLLM's `--block-size`."""
     mask_token_id: int = Field(ge=0)
     """Token id that stands for a position not yet decoded."""
+    cache: CachePolicy = "none"
+    """Full attention: which keys a step may read from an earlier one; "none" is exact,
+    "prefix" and "dual" are Fast-dLLM's approximations."""
     cap_steps: bool = False
     """Take no more steps for a block than the whole answer may have tokens, as LLaDA2's
     authors do."""
+    _facts: Facts = PrivateAttr(default=Facts())
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
+
+    def with_facts(self, facts: Facts) -> Self:
+        """The same choices for a server of which `facts` hold."""
+        config = self.model_copy()
+        config._facts = facts
+        return config
+
+    @property
+    def block(self) -> int:
+        """The diffusion block size of a block-causal model."""
+        assert self.block_size is not None
+        return self.block_size
 
     def request_defaults(self) -> dict[str, Any]:
         """Values of `DllmParams` for a request that sets none."""
-        return self.model_dump(include=set(RuleParams.model_fields))
+        return self.model_dump(include={*RuleParams.model_fields, "cache"})
 
     @classmethod
-    def build(cls, *sources: dict[str, Any]) -> "DllmConfig":
+    def build(cls, *sources: dict[str, Any], facts: Facts = Facts()) -> "DllmConfig":
         """The config in which later sources win over earlier ones.
 
         Raises:
@@ -45,23 +96,32 @@ class DllmConfig(RuleParams):
         fields: dict[str, Any] = {}
         for source in sources:
             fields.update((k, v) for k, v in source.items() if v is not None)
-        block_size = fields.get("block_size")
-        # A block size that is refused below must not be refused as a number of steps.
-        usable = type(block_size) is int and block_size >= 1
-        fields.setdefault("steps", block_size if usable else 1)
+        if not facts.full_attention:
+            if "block_size" not in fields:
+                raise ValueError(
+                    f"{KEY}.block_size is not given, and the checkpoint does not "
+                    "state it"
+                )
+            # A block size that is refused below must not be refused as a number of
+            # steps.
+            block_size = fields["block_size"]
+            usable = type(block_size) is int and block_size >= 1
+            fields.setdefault("steps", block_size if usable else 1)
         try:
-            return cls(**fields)
+            return cls(**fields).with_facts(facts)
         except ValidationError as error:
             raise ValueError(describe(error, cls, f"{KEY}.")) from None
 
     def attach(self, model_config: "ModelConfig") -> None:
         """Make `of(model_config)` return this config, in every process."""
-        setattr(model_config.hf_config, KEY, self.model_dump())
+        fields = {"choices": self.model_dump(), "facts": self.facts.model_dump()}
+        setattr(model_config.hf_config, KEY, fields)
 
     @classmethod
     def of(cls, model_config: "ModelConfig") -> "DllmConfig":
         """The resolved config of a running engine."""
-        return cls(**getattr(model_config.hf_config, KEY))
+        fields = getattr(model_config.hf_config, KEY)
+        return cls(**fields["choices"]).with_facts(Facts(**fields["facts"]))
 
 
 def given(additional_config: Any) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def register() -> None:
     compat.replace_request_validation()
     compat.lift_request_fields()
     compat.add_cli_flags()
+    compat.add_stop_tokens()
+    compat.raise_token_budget()
     compat.refuse_unused_flags()
 
 

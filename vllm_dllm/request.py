@@ -5,10 +5,11 @@ The only place that knows them. Requests carry them in `SamplingParams.extra_arg
 because an exception in a worker would end the engine.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vllm_dllm import span
 from vllm_dllm.decoding.registry import canonical_name, get_rule
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 PREFIX = "dllm_"
 MAX_COUNT = 1_000_000
 """Upper limit of whatever is counted; far above any use, and it fits a tensor."""
+MAX_CREDIT_BLOCK = 256
+"""credit keeps a token and a number for each pair of positions of a block."""
+
+CachePolicy = Literal["none", "prefix", "dual"]
 
 
 class RuleParams(BaseModel):
@@ -32,8 +37,9 @@ class RuleParams(BaseModel):
     """Decoding rule; an alias is accepted and replaced."""
     threshold: float = Field(default=0.9, ge=0, le=1, allow_inf_nan=False)
     """Confidence (a probability) above which a token is taken."""
-    steps: int = Field(ge=1, le=MAX_COUNT)
-    """Steps in which a whole block is decoded; sets the least tokens per step."""
+    steps: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Steps in which a whole block is decoded, or with full attention the whole answer;
+    sets the least tokens per step. By default one token per step."""
     factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """factor: how sure n tokens must be to be taken together, 1 - factor / (n + 1)."""
     entropy_bound: float = Field(default=0.35, ge=0, allow_inf_nan=False)
@@ -56,6 +62,11 @@ class RuleParams(BaseModel):
     """joint_threshold: confidence above which a decoded token is replaced."""
     max_post_steps: int = Field(default=16, ge=0, le=MAX_COUNT)
     """joint_threshold: steps that may go on editing a block without masks."""
+    eps: float = Field(default=1e-3, gt=0, lt=1)
+    """Dream's rules: where the time of the last step ends; it begins at 1."""
+    alg_temp: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Dream's rules: above 0, positions are drawn by lot, the surer the likelier; how
+    much is left to chance."""
 
     @field_validator("algorithm")
     @classmethod
@@ -69,22 +80,47 @@ class DllmParams(RuleParams):
     max_nfe: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of denoising forwards after which the request ends ("length")."""
     block_length: int | None = Field(default=None, ge=1, le=MAX_COUNT)
-    """Diffusion block size; only the server's own is possible."""
+    """Diffusion block size. Free with full attention, where None is the whole answer;
+    otherwise only the server's own is possible."""
+    cache: CachePolicy = "none"
+    """Full attention: which keys a step may read from an earlier one. "none" is exact;
+    "prefix" reads those before the block, "dual" also those after it."""
+    cfg_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Full attention: classifier-free guidance, away from what the model says without
+    the prompt. Above 0 a request takes twice the KV and the compute."""
+    logits_eos_inf: bool = False
+    """Full attention: never decode the end of the text."""
+    confidence_eos_eot_inf: bool = False
+    """Full attention: decode ends of text and of turn last, by leaving them out of the
+    probabilities that say how sure a token is."""
     return_trajectory: bool = False
     """Whether the answer says for each token which step of its block decided it."""
 
-    @field_validator("return_trajectory", mode="before")
+    @field_validator(
+        "return_trajectory",
+        "logits_eos_inf",
+        "confidence_eos_eot_inf",
+        mode="before",
+    )
     @classmethod
     def _from_number(cls, value: Any) -> Any:
         # vLLM's `vllm_xargs` turns a JSON boolean into 0 or 1.
         return bool(value) if value in (0, 1) else value
 
 
+FULL_ATTENTION_FIELDS = (
+    "cache",
+    "cfg_scale",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+)
+"""Fields that have no meaning for a block-causal model."""
+
 NUMERIC_FIELDS: dict[str, Any] = {
     name: kind
     for name, field in RuleParams.model_fields.items()
     for kind in (int, float)
-    if field.annotation is kind
+    if field.annotation is kind or kind in get_args(field.annotation)
 }
 """Parameters of rules that are numbers, with their type."""
 
@@ -96,11 +132,13 @@ def resolve(
 ) -> DllmParams:
     """The parameters of a request: its own over the server's.
 
-    `max_tokens` is the length of the longest answer, where it matters.
+    `max_tokens` is the length of the longest answer, where it matters: `steps` of the
+    result are those of a block.
 
     Raises:
         ValueError: for an unknown `dllm_*` field, a wrong type, a value out of range,
-            or a field that the request's rule does not use. Names field and value.
+            or a field that the request's rule or model does not use. Names field and
+            value.
     """
     own = {
         key.removeprefix(PREFIX): value
@@ -111,21 +149,107 @@ def resolve(
         params = DllmParams(**{**config.request_defaults(), **own})
     except ValidationError as error:
         raise ValueError(describe(error, DllmParams, PREFIX)) from None
-    if params.block_length not in (None, config.block_size):
-        raise ValueError(
-            f"{PREFIX}block_length={params.block_length} is not the block size of this "
-            f"server, {config.block_size}, which the checkpoint was trained with"
-        )
-    parameters = get_rule(params.algorithm).parameters
+    rule = config.facts.rule_names.get(params.algorithm, params.algorithm)
+    parameters = get_rule(rule).parameters
     for name in sorted(own.keys() & NUMERIC_FIELDS.keys() - parameters):
         raise ValueError(
             f"{PREFIX}{name}={own[name]!r} has no meaning for the decoding rule "
             f"{params.algorithm!r}, which uses "
             f"{', '.join(PREFIX + used for used in sorted(parameters))}"
         )
+    if config.facts.full_attention:
+        settled = _settle_full_attention(params, rule, config, max_tokens)
+    else:
+        settled = _settle_block_causal(params, own, config, max_tokens)
+    return params.model_copy(update={**settled, "algorithm": rule})
+
+
+def _settle_block_causal(
+    params: DllmParams,
+    own: dict[str, Any],
+    config: "DllmConfig",
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    """The block, and the steps of one."""
+    for name in FULL_ATTENTION_FIELDS:
+        if name in own:
+            raise ValueError(
+                f"{PREFIX}{name}={own[name]!r} has no meaning for a block-causal "
+                "model, whose KV cache is exact; it is for models with full attention"
+            )
+    if params.block_length not in (None, config.block):
+        raise ValueError(
+            f"{PREFIX}block_length={params.block_length} is not the block size of this "
+            f"server, {config.block}, which the checkpoint was trained with"
+        )
+    steps = params.steps or config.block
     if config.cap_steps and max_tokens is not None:
-        params = params.model_copy(update={"steps": min(params.steps, max_tokens)})
-    return params
+        steps = min(steps, max_tokens)
+    return {"block_length": config.block, "steps": steps}
+
+
+def _settle_full_attention(
+    params: DllmParams, rule: str, config: "DllmConfig", max_tokens: int | None
+) -> dict[str, Any]:
+    """The block, and the steps of one: the authors spread `steps` over all blocks."""
+    block = params.block_length or config.block_size or max_tokens
+    if block is None or max_tokens is None:
+        return {}
+    if rule == "credit" and block > MAX_CREDIT_BLOCK:
+        raise ValueError(
+            f"{PREFIX}block_length={block} is too long for the decoding rule "
+            f"'credit'; allowed: 1 to {MAX_CREDIT_BLOCK}"
+        )
+    blocks = -(-max_tokens // block)
+    steps = block if params.steps is None else max(1, params.steps // blocks)
+    return {"block_length": block, "steps": steps}
+
+
+def plan_of(
+    params: DllmParams, config: "DllmConfig", prompt_len: int, max_tokens: int
+) -> span.Plan:
+    """What the steps of a request forward; `params` were resolved with `max_tokens`."""
+    assert params.block_length is not None
+    if not config.facts.full_attention:
+        return span.BlockCausal(span.Grid(0, params.block_length, span.UNBOUNDED))
+    grid = span.full_attention_grid(
+        prompt_len, max_tokens, params.block_length, config.facts.max_model_len
+    )
+    guided = params.cfg_scale > 0
+    twin = span.round_up(grid.end, config.facts.page_size) if guided else 0
+    return span.FullAttention(grid, params.cache, twin)
+
+
+def check_length(
+    extra_args: dict[str, Any] | None,
+    config: "DllmConfig",
+    prompt_len: int,
+    max_tokens: int,
+) -> None:
+    """Refuse a request whose refresh does not fit one forward, or the pages of one.
+
+    Raises:
+        ValueError: naming the numbers.
+    """
+    if not config.facts.full_attention:
+        return
+    params = resolve(extra_args, config, max_tokens)
+    plan = plan_of(params, config, prompt_len, max_tokens)
+    longest = plan.span(0, prompt_len, None)
+    limits = {
+        "max_num_batched_tokens": config.facts.max_num_batched_tokens,
+        "max_model_len": config.facts.max_model_len,
+    }
+    for name, limit in limits.items():
+        if longest.length > limit:
+            twice = f", twice with {PREFIX}cfg_scale={params.cfg_scale}"
+            raise ValueError(
+                f"the prompt ({prompt_len} tokens) and the canvas "
+                f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
+                f"blocks of {params.block_length}){twice if longest.twin else ''} "
+                f"are {longest.length} tokens, which one forward must hold; allowed: "
+                f"{limit} ({name}). Ask for a smaller max_tokens."
+            )
 
 
 def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> None:

@@ -13,11 +13,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.request import PREFIX
-from vllm_dllm.span import Span
+from vllm_dllm.request import PREFIX, plan_of, resolve
+from vllm_dllm.span import Plan, Span
 
 MAX_NFE = f"{PREFIX}max_nfe"
 
@@ -25,12 +26,17 @@ MAX_NFE = f"{PREFIX}max_nfe"
 class BlockDiffusionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.block = DllmConfig.of(self.vllm_config.model_config).block_size
-        self.max_request_len: int = self.vllm_config.model_config.max_model_len
-        # A canvas ends on a block border, which may lie past the longest request.
-        self.max_model_len = span.round_up(self.max_request_len, self.block)
+        model_config = self.vllm_config.model_config
+        self.config = DllmConfig.of(model_config)
+        self.max_request_len: int = model_config.max_model_len
+        if not self.config.facts.full_attention:
+            # A canvas ends on a block border, which may lie past the longest request.
+            self.max_model_len = span.round_up(self.max_request_len, self.config.block)
         self.unplanned_tokens = 0
+        self.plans: WeakKeyDictionary[Request, Plan] = WeakKeyDictionary()
         self.spans: dict[str, Span] = {}
+        self.refreshed: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        """Start of the block that the last refresh was made for."""
         self.forwards: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         """Denoising forwards of requests that have a budget of them."""
         self.trajectories: WeakKeyDictionary[Request, list[int]] = WeakKeyDictionary()
@@ -41,15 +47,27 @@ class BlockDiffusionScheduler(Scheduler):
         request.max_tokens = min(
             request.max_tokens, self.max_request_len - request.num_prompt_tokens
         )
+        assert request.sampling_params is not None
+        extra_args = request.sampling_params.extra_args
+        params = resolve(extra_args, self.config, request.max_tokens)
+        self.plans[request] = plan_of(
+            params, self.config, request.num_prompt_tokens, request.max_tokens
+        )
         super().add_request(request)
+
+    def _whole_span(self, request: Request, computed: int) -> Span:
+        """What the request wants to forward next."""
+        return self.plans[request].span(
+            computed, request.num_tokens, self.refreshed.get(request)
+        )
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self.unplanned_tokens = min(
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
         for request in self.running:
-            canvas = span.canvas_length(request.num_tokens, self.block)
-            request.spec_token_ids = [-1] * canvas
+            wanted = self._whole_span(request, request.num_computed_tokens)
+            request.spec_token_ids = [-1] * (wanted.end - request.num_tokens)
         return super().schedule(throttle_prefills)
 
     def _reserve_prefill_lookahead(
@@ -60,12 +78,14 @@ class BlockDiffusionScheduler(Scheduler):
         # or what is left of the step's budget. For a request that is not running yet it
         # stops at the known tokens; the canvas is added here, so that the forward that
         # ends the prefill also takes the first denoising step.
-        whole = span.full_span(num_computed_tokens, request.num_tokens, self.block)
+        plan = self.plans[request]
+        wanted = self._whole_span(request, num_computed_tokens)
         budget = num_new_tokens
         ends_prefill = num_computed_tokens + num_new_tokens == request.num_tokens
-        if request.status != RequestStatus.RUNNING and ends_prefill:
-            budget = min(whole.length, self.unplanned_tokens)
-        length = span.clip(whole, budget, self.block).length
+        waits = request.status != RequestStatus.RUNNING and ends_prefill
+        if waits or self.config.facts.full_attention:
+            budget = min(wanted.length, self.unplanned_tokens)
+        length = plan.clip(wanted, budget).length
         self.unplanned_tokens -= length
         return length
 
@@ -75,13 +95,12 @@ class BlockDiffusionScheduler(Scheduler):
         self.spans.clear()
         for req_id, length in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[req_id]
-            whole = span.full_span(
-                request.num_computed_tokens, request.num_tokens, self.block
-            )
-            planned = span.clip(whole, length, self.block)
+            wanted = self._whole_span(request, request.num_computed_tokens)
+            planned = self.plans[request].clip(wanted, length)
             self.spans[req_id] = planned
             if planned.canvas:
-                drafts[req_id] = [-1] * planned.canvas
+                # That there are any tells the worker to decide some.
+                drafts[req_id] = [-1] * min(planned.canvas, self.num_spec_tokens)
             else:
                 drafts.pop(req_id, None)
         super()._update_after_schedule(scheduler_output)
@@ -100,7 +119,10 @@ class BlockDiffusionScheduler(Scheduler):
                 continue
             # vLLM counts every emitted token as computed. Here emitting and committing
             # are separate events.
-            request.num_computed_tokens = span.committed(planned, self.block)
+            plan = self.plans[request]
+            next_start = plan.next_start(planned, request.num_tokens)
+            request.num_computed_tokens = next_start
+            self.refreshed[request] = plan.grid.start_of(planned.known)
             if planned.canvas and self._spend_forward(request):
                 spent.add(req_id)
         if spent:
@@ -108,6 +130,24 @@ class BlockDiffusionScheduler(Scheduler):
         if traced:
             self._attach_trajectories(traced, outputs)
         return outputs
+
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: SpecDecodingStats | None,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> SpecDecodingStats | None:
+        """Count a denoising step: vLLM's own count ends at the default block, and a
+        request may have a longer one."""
+        if not self.log_stats:
+            return None
+        stats = spec_decoding_stats or SpecDecodingStats.new(self.num_spec_tokens)
+        stats.num_drafts += 1
+        stats.num_draft_tokens += self.spans[request_id].canvas
+        stats.num_accepted_tokens += num_accepted_tokens
+        return stats
 
     def _collect_trajectories(self, output: ModelRunnerOutput) -> dict[str, Request]:
         """Keep what the worker says of this step; the requests that it is about."""

@@ -1,62 +1,163 @@
-"""Span arithmetic: which tokens a step forwards, and which become final by it.
+"""Span arithmetic: which tokens a step forwards, and where the next step starts.
 
 Pure functions shared by the scheduler (one process) and the worker (another), so that
 the two cannot disagree. No torch, no vLLM. Vocabulary: docs/architecture.md.
 
-All positions are absolute token positions of one request; `block` is the diffusion
-block size; the block grid starts at position 0.
+All positions are absolute token positions of one request. A plan says what the steps of
+a request forward; there is one for each kind of attention.
 """
 
 from math import lcm
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+UNBOUNDED = 2**31 - 1
+"""End of a grid that is extended as the request grows."""
+
+
+class Grid(NamedTuple):
+    """Where the diffusion blocks of a request lie."""
+
+    origin: int
+    """First position of the first block."""
+    block: int
+    """Length of a block; only the last one may be shorter."""
+    end: int
+    """One past the last position of the last block."""
+
+    def start_of(self, known: int) -> int:
+        """First position of the block that holds position `known`."""
+        return self.origin + (known - self.origin) // self.block * self.block
+
+    def end_of(self, known: int) -> int:
+        """One past the last position of that block."""
+        return min(self.start_of(known) + self.block, self.end)
 
 
 class Span(NamedTuple):
     """One contiguous run of positions forwarded in one step."""
 
     start: int
-    """First position; everything before it has final KV. A multiple of `block`."""
+    """First position."""
     end: int
-    """One past the last position. A multiple of `block`."""
+    """One past the last position."""
+    known: int
+    """Number of known tokens of the request when the step was planned."""
     canvas: int
-    """How many of the last positions are canvas. 0 for a prefill chunk."""
+    """How many positions of the canvas the step may decide; 0 if it decides none."""
+    twin: int = 0
+    """Where a guided request keeps its unconditional branch: position p of it has the
+    pages of position `twin` + p. 0 without guidance."""
 
     @property
     def length(self) -> int:
-        return self.end - self.start
+        """Number of tokens forwarded. A refresh of both branches also forwards what
+        lies between them, so that its pages are in one piece."""
+        if not self.twin:
+            return self.end - self.start
+        if self.start == 0:
+            return self.twin + self.end
+        return 2 * (self.end - self.start)
 
 
-def canvas_length(known: int, block: int) -> int:
-    """Number of canvas positions after `known` known tokens: 1..block."""
-    return block - known % block
+class Plan(Protocol):
+    """What the steps of one request forward."""
+
+    grid: Grid
+
+    def span(self, computed: int, known: int, refreshed: int | None) -> Span:
+        """The span that the request wants next.
+
+        Args:
+            computed: first position of the step, as `next_start` gave it; 0 when the
+                KV was lost.
+            known: number of known tokens.
+            refreshed: start of the block that the last refresh was made for.
+        """
+        ...
+
+    def clip(self, span: Span, budget: int) -> Span:
+        """The longest useful part of `span` with at most `budget` positions.
+
+        The result may be empty.
+        """
+        ...
+
+    def next_start(self, span: Span, known: int) -> int:
+        """First position of the step after `span`, which made `known` tokens known."""
+        ...
 
 
-def full_span(computed: int, known: int, block: int) -> Span:
-    """The span a request wants: all known tokens without final KV, then the canvas.
+class BlockCausal(NamedTuple):
+    """A position sees its own block and those before it: finished blocks keep KV.
 
-    `computed` is a multiple of `block` and at most `known`.
+    A span starts and ends on block borders, which makes KV final in whole blocks: a
+    block is final when it went through the model with nothing but known tokens.
     """
-    canvas = canvas_length(known, block)
-    return Span(computed, known + canvas, canvas)
+
+    grid: Grid
+
+    def span(self, computed: int, known: int, refreshed: int | None = None) -> Span:
+        """All known tokens without final KV, then the canvas."""
+        end = self.grid.end_of(known)
+        return Span(computed, end, known, end - known)
+
+    def clip(self, span: Span, budget: int) -> Span:
+        # A canvas is forwarded whole or not at all, and a chunk without it ends on a
+        # block border, since the tokens of a block see each other.
+        if span.length <= budget:
+            return span
+        block = self.grid.block
+        return Span(span.start, span.start + budget // block * block, span.known, 0)
+
+    def next_start(self, span: Span, known: int) -> int:
+        return self.grid.start_of(min(span.end, span.known))
 
 
-def clip(span: Span, budget: int, block: int) -> Span:
-    """The longest useful part of `span` with at most `budget` positions.
+class FullAttention(NamedTuple):
+    """Every position sees the whole sequence: KV is never final, only reused.
 
-    A canvas is forwarded whole or not at all, and a chunk without it ends on a block
-    border, since the tokens of a block see each other. The result may be empty.
+    The first step of a block is a refresh: it forwards everything. Later steps of the
+    block forward what `cache` says, and read the other keys as the refresh left them.
     """
-    if span.length <= budget:
-        return span
-    return Span(span.start, span.start + budget // block * block, 0)
+
+    grid: Grid
+    cache: str
+    """"none": always everything; "prefix": from the start of the block on; "dual": the
+    block alone."""
+    twin: int = 0
+    """As in `Span`."""
+
+    def span(self, computed: int, known: int, refreshed: int | None) -> Span:
+        start, end = self.grid.start_of(known), self.grid.end_of(known)
+        canvas = end - known
+        if self.cache == "none" or refreshed != start:
+            return Span(0, self.grid.end, known, canvas, self.twin)
+        if computed == 0:
+            # The keys of the refresh were lost in the middle of the block. They are
+            # made again, as they were: from the tokens that were known then.
+            return Span(0, self.grid.end, known, 0, self.twin)
+        if self.cache == "prefix":
+            end = self.grid.end
+        return Span(start, end, known, canvas, self.twin)
+
+    def clip(self, span: Span, budget: int) -> Span:
+        # Every position of a step sees the others: none of them can wait.
+        return span if span.length <= budget else Span(span.start, span.start, 0, 0)
+
+    def next_start(self, span: Span, known: int) -> int:
+        start = self.grid.start_of(span.known)
+        same_block = self.grid.start_of(known) == start
+        return start if same_block and self.cache != "none" else 0
 
 
-def committed(span: Span, block: int) -> int:
-    """Number of tokens with final KV after `span` was forwarded.
+def full_attention_grid(prompt: int, max_tokens: int, block: int, max_len: int) -> Grid:
+    """Blocks over the whole answer, from the end of the prompt on.
 
-    A block is final when it went through the model with nothing but known tokens.
+    The answer is rounded up to whole blocks; what lies past `max_tokens` is denoised
+    and never handed out. No block goes past `max_len`.
     """
-    return (span.end - span.canvas) // block * block
+    end = prompt + round_up(max_tokens, block)
+    return Grid(prompt, block, min(end, max_len))
 
 
 def round_up(length: int, block: int) -> int:

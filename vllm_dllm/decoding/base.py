@@ -10,8 +10,9 @@ import torch
 class CanvasStep:
     """One step of `n` requests that share a rule; row i is the block of request i.
 
-    `block` is the diffusion block size; columns are positions of that block. A request
-    whose step has no canvas has a row without masks and without editable positions.
+    `block` is the length of the longest block; columns are positions of the blocks. A
+    request whose step has no canvas has a row without masks and without editable
+    positions, and the columns past a shorter block are neither.
     """
 
     # Filled from the canvas.
@@ -21,6 +22,8 @@ class CanvasStep:
     """[n, block] bool: positions that are still masks."""
     editable: torch.Tensor
     """[n, block] bool: decoded positions that were not handed out yet."""
+    length: torch.Tensor
+    """[n] int64: number of positions of the block."""
     step: torch.Tensor
     """[n] int64: steps that this block has already taken."""
     post_steps: torch.Tensor
@@ -43,6 +46,9 @@ class CanvasStep:
     the step; for rules that need "noise"."""
 
     # Filled from the requests.
+    time: torch.Tensor | None
+    """[n] float32: share of the masks that Dream's time grid gives to this step; for
+    rules that need "time"."""
     params: dict[str, torch.Tensor]
     """The rule's `parameters`, each [n]."""
 
@@ -64,9 +70,9 @@ class CanvasStep:
         Returns:
             [n] int64 tensor.
         """
-        block, steps = self.masked.shape[1], self.params["steps"]
-        base = block // steps
-        extra = self.step < block % steps
+        steps = self.params["steps"]
+        base = self.length // steps
+        extra = self.step < self.length % steps
         count = self.masked.sum(dim=1)
         quota = torch.minimum(base + extra, count)
         return torch.where(self.step < steps, quota, count)
@@ -90,7 +96,7 @@ class DecodingRule(Protocol):
     parameters: ClassVar[frozenset[str]]
     """The fields of `DllmParams` that change what this rule does."""
     needs: ClassVar[frozenset[str]]
-    """Which of "entropy", "margin", "noise" it reads."""
+    """Which of "entropy", "margin", "noise", "time" it reads."""
     revises: ClassVar[bool]
     """Whether it changes decoded tokens. Nothing of a block is handed out then before
     the block is done."""

@@ -18,6 +18,12 @@ RULES: dict[str, str] = {
     "hierarchical": "vllm_dllm.decoding.hierarchical:Hierarchical",
     "credit": "vllm_dllm.decoding.credit:Credit",
     "joint_threshold": "vllm_dllm.decoding.joint_threshold:JointThreshold",
+    "confidence_threshold": "vllm_dllm.decoding.confidence_threshold:"
+    "ConfidenceThreshold",
+    "maskgit_plus": "vllm_dllm.decoding.time_grid:MaskgitPlus",
+    "topk_margin": "vllm_dllm.decoding.time_grid:TopkMargin",
+    "neg_entropy": "vllm_dllm.decoding.time_grid:NegEntropy",
+    "origin": "vllm_dllm.decoding.time_grid:Origin",
 }
 
 ALIASES: dict[str, str] = {

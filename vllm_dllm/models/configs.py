@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 
 class LLaDA2MoeConfig(PreTrainedConfig):
@@ -89,3 +89,107 @@ class SDARMoeConfig(Qwen3MoeConfig):
     """SDAR-30B-A3B: Qwen3-MoE weights trained with block diffusion."""
 
     model_type = "sdar_moe"
+
+
+class LLaDAConfig(PreTrainedConfig):
+    """Dense LLaDA, with OLMo's field names, and LLaDA-MoE, with HF's: one model type.
+
+    Either is read under HF's names. A field that is missing has the value of LLaDA-8B;
+    one that asks for a computation which we do not have is refused.
+    """
+
+    model_type = "llada"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "n_layers": "num_hidden_layers",
+        "mlp_hidden_size": "intermediate_size",
+        "max_sequence_length": "max_position_embeddings",
+        "weight_tying": "tie_word_embeddings",
+        "include_qkv_bias": "qkv_bias",
+        "dense_intermediate_size": "intermediate_size",
+        "expert_intermediate_size": "moe_intermediate_size",
+    }
+
+    def __init__(self, **fields: Any) -> None:
+        refuse_other_values(fields, LLADA_VALUES)
+        fields = {
+            self.attribute_map.get(name, name): value
+            for name, value in fields.items()
+            # LLaDA-MoE's configs name it, and its code rotates whole heads.
+            if value is not None and name != "partial_rotary_factor"
+        }
+        fields = {**LLADA_8B, **fields}
+        fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
+        ratio = fields.get("mlp_ratio", 4)
+        fields.setdefault("intermediate_size", ratio * fields["hidden_size"])
+        # The tables of embeddings may have more rows than there are tokens.
+        fields["vocab_size"] = max(
+            fields["vocab_size"], fields.pop("embedding_size", 0)
+        )
+        if "num_experts" in fields:
+            fields.setdefault("moe_layer_freq", [1] * fields["num_hidden_layers"])
+            fields.setdefault("moe_router_enable_expert_bias", False)
+            fields.setdefault("shared_expert_intermediate_size", 0)
+        super().__init__(**fields)
+
+
+LLADA_8B: dict[str, Any] = {
+    "vocab_size": 126464,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "hidden_act": "silu",
+    "qkv_bias": False,
+    "tie_word_embeddings": False,
+}
+"""What `LLaDAConfig` takes for a field that config.json lacks."""
+
+LLADA_VALUES: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "layer_norm_type": ("rms",),
+    "activation_type": ("silu", "swiglu"),
+    "rope": (True,),
+    "alibi": (False,),
+    "block_group_size": (1,),
+    "include_bias": (False,),
+    "bias_for_layer_norm": (False,),
+    "layer_norm_with_affine": (True,),
+    "attention_layer_norm": (False,),
+    "multi_query_attention": (False,),
+    "scale_logits": (False,),
+    "input_emb_norm": (False,),
+    # And of LLaDA-MoE:
+    "hidden_act": ("silu",),
+    "qk_layernorm": (True,),
+    "attention_bias": (False,),
+    "clip_qkv": (),
+}
+"""Fields of LLaDA's config.json, and the values whose computation we have."""
+
+
+def refuse_other_values(
+    fields: dict[str, Any], known: dict[str, tuple[Any, ...]]
+) -> None:
+    """Raise ValueError for the first field whose value is none of the known ones.
+
+    None, JSON's null, stands for a field that is not used.
+    """
+    for name, values in known.items():
+        value = fields.get(name)
+        if value is not None and value not in values:
+            allowed = ", ".join(map(repr, values)) or "null"
+            raise ValueError(
+                f"config.json: {name}={value!r} is not supported, only {allowed}"
+            )
+
+
+class DreamConfig(Qwen2Config):
+    """Dream, Dream-Coder, DiffuCoder: Qwen2 weights trained to decode in any order."""
+
+    model_type = "Dream"

@@ -13,7 +13,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from vllm_dllm import span
-from vllm_dllm.config import KEY, DllmConfig, given
+from vllm_dllm.config import KEY, DllmConfig, Facts, given
 from vllm_dllm.models.registry import FAMILIES, Family
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
+WHOLE_ANSWER_CANVAS = 32
+"""What vLLM is told of the canvas where a block is the whole answer; its counters of
+canvas positions go no higher."""
 SCHEDULER = "vllm_dllm.scheduler.BlockDiffusionScheduler"
 WORKERS = {
     "cpu": "vllm_dllm.worker.worker.DenoisingCPUWorker",
@@ -35,18 +38,19 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         # vLLM caches `is_diffusion` when it is first read, which may be before the
         # flags are known; the value itself is set below.
-        model_config.hf_config.canvas_length = family_of(model_config).defaults[
-            "block_size"
-        ]
+        defaults = family_of(model_config).defaults
+        model_config.hf_config.canvas_length = canvas_length(defaults.get("block_size"))
 
     @classmethod
     def verify_and_update_config(cls, vllm_config: "VllmConfig") -> None:
         refuse_unsupported(vllm_config)
         model_config = vllm_config.model_config
+        family = family_of(model_config)
         config = DllmConfig.build(
-            family_of(model_config).defaults,
+            family.defaults,
             checkpoint_fields(model_config),
             user_fields(vllm_config),
+            facts=Facts(**family.facts),
         )
         vocab_size = model_config.get_vocab_size()
         if config.mask_token_id >= vocab_size:
@@ -54,25 +58,33 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
                 f"{KEY}.mask_token_id={config.mask_token_id} is not in the vocabulary "
                 f"of {vocab_size} tokens"
             )
-        config.attach(model_config)
-        model_config.hf_config.canvas_length = config.block_size
-        vllm_config.diffusion_config = DiffusionConfig(canvas_length=config.block_size)
+        canvas = canvas_length(config.block_size)
+        model_config.hf_config.canvas_length = canvas
+        vllm_config.diffusion_config = DiffusionConfig(canvas_length=canvas)
 
-        set_page_size(vllm_config, config.block_size)
-        set_token_budget(vllm_config, config.block_size)
-        cover_last_block(vllm_config, config.block_size)
+        if config.facts.full_attention:
+            forward_whole_requests(vllm_config)
+        else:
+            forward_whole_blocks(vllm_config, config)
+        facts = engine_facts(vllm_config, config)
+        config.with_facts(facts).attach(model_config)
         vllm_config.scheduler_config.async_scheduling = False
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         if vllm_config.parallel_config.worker_cls == "auto":
             vllm_config.parallel_config.worker_cls = WORKERS[
                 current_platform.device_type
             ]
-        set_default_temperature(model_config)
+        set_generation_defaults(model_config)
         logger.info("Diffusion language model: %s", config)
 
 
 def family_of(model_config: "ModelConfig") -> Family:
     return FAMILIES[model_config.architecture]
+
+
+def canvas_length(block_size: int | None) -> int:
+    """The canvas that vLLM is told of: a block."""
+    return block_size or WHOLE_ANSWER_CANVAS
 
 
 def user_fields(vllm_config: "VllmConfig") -> dict[str, Any]:
@@ -97,23 +109,80 @@ def checkpoint_fields(model_config: "ModelConfig") -> dict[str, Any]:
 
 def find_mask_token(model_config: "ModelConfig") -> int | None:
     """The id of the family's mask token in the checkpoint's tokenizer, if any."""
+    found = find_tokens(model_config, family_of(model_config).mask_tokens)
+    return next((token for token in found if token is not None), None)
+
+
+def find_tokens(
+    model_config: "ModelConfig", spellings: tuple[str, ...]
+) -> list[int | None]:
+    """The id of each spelling in the checkpoint's tokenizer; None where there is none."""
     from vllm.tokenizers import cached_tokenizer_from_config
 
-    if model_config.skip_tokenizer_init:
-        return None
+    if model_config.skip_tokenizer_init or not spellings:
+        return [None] * len(spellings)
     vocab = cached_tokenizer_from_config(model_config).get_vocab()
-    return next(
-        (vocab[t] for t in family_of(model_config).mask_tokens if t in vocab), None
+    return [vocab.get(spelling) for spelling in spellings]
+
+
+def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
+    """The facts of the architecture, and those of this engine."""
+    model_config = vllm_config.model_config
+    stops = find_tokens(model_config, family_of(model_config).stop_tokens)
+    eos = model_config.hf_config.eos_token_id
+    return config.facts.model_copy(
+        update={
+            "eos_token_id": eos if isinstance(eos, int) else None,
+            "eot_token_id": stops[-1] if stops else None,
+            "stop_token_ids": [token for token in stops if token is not None],
+            "max_model_len": model_config.max_model_len,
+            "max_num_batched_tokens": (
+                vllm_config.scheduler_config.max_num_batched_tokens
+            ),
+            "page_size": vllm_config.cache_config.block_size,
+        }
     )
 
 
-def set_default_temperature(model_config: "ModelConfig") -> None:
-    """Let requests that name no temperature use the authors', if there is one."""
-    default = family_of(model_config).temperature
-    if default is not None and "temperature" not in (
-        model_config.get_diff_sampling_param()
-    ):
-        model_config.override_generation_config["temperature"] = default
+def set_generation_defaults(model_config: "ModelConfig") -> None:
+    """Let requests that do not say decode as the authors do."""
+    stated = model_config.get_diff_sampling_param()
+    for name, value in family_of(model_config).generation.items():
+        if {"max_new_tokens": "max_tokens"}.get(name, name) not in stated:
+            model_config.override_generation_config[name] = value
+
+
+def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
+    """What block-causal attention asks of the engine."""
+    if config.cache != "none":
+        raise ValueError(
+            f"{KEY}.cache={config.cache!r} has no meaning for a block-causal model, "
+            "whose KV cache is exact; leave it out"
+        )
+    set_page_size(vllm_config, config.block)
+    set_token_budget(vllm_config, config.block)
+    cover_last_block(vllm_config, config.block)
+
+
+def forward_whole_requests(vllm_config: "VllmConfig") -> None:
+    """What full attention asks of the engine.
+
+    KV depends on what follows, so no two requests can share it, and a step forwards a
+    request whole or not at all.
+    """
+    threshold = vllm_config.scheduler_config.long_prefill_token_threshold
+    if threshold > 0:
+        raise ValueError(
+            f"long_prefill_token_threshold={threshold} is not supported for models "
+            "with full attention, whose prompts cannot be forwarded in parts; leave it "
+            "out"
+        )
+    logger.info(
+        "Prefix caching is off: with full attention the keys of a prompt depend on the "
+        "answer that follows it."
+    )
+    vllm_config.cache_config.enable_prefix_caching = False
+    set_page_size(vllm_config, block=1)
 
 
 def set_page_size(vllm_config: "VllmConfig", block: int) -> None:

@@ -14,14 +14,42 @@ class Family:
     """Name of the HF config class in `models/configs.py`."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Fields of `DllmConfig` for checkpoints that do not say."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Facts`."""
     mask_tokens: tuple[str, ...] = ()
     """Spellings of the mask token, to look up its id in the tokenizer."""
-    temperature: float | None = None
-    """What the authors decode with where the checkpoint does not say; None: vLLM's."""
+    stop_tokens: tuple[str, ...] = ()
+    """Tokens that end a turn, whether or not generation_config.json says so. The last
+    one is the family's own end of a turn."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """What the authors decode with where generation_config.json does not say."""
 
 
 _LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
 _SDAR = {"block_size": 4, "threshold": 0.85}
+_LLADA = {"block_size": 32, "algorithm": "low_confidence"}
+_DREAM = {"algorithm": "neg_entropy"}
+_LLADA_FACTS = {
+    "full_attention": True,
+    "clean_confidence": True,
+    "rule_names": {"threshold": "confidence_threshold"},
+}
+_DREAM_FACTS = {
+    "full_attention": True,
+    "shifted_logits": True,
+    "rule_names": {"threshold": "confidence_threshold", "entropy": "neg_entropy"},
+}
+_GREEDY = {"temperature": 0.0}
+_LLADA_GENERATION = {"temperature": 0.0, "max_new_tokens": 128}
+_LLADA_MOE = Family(
+    model="vllm_dllm.models.llada_moe:LLaDAMoEModelLM",
+    config="LLaDAConfig",
+    defaults=_LLADA,
+    facts=_LLADA_FACTS,
+    mask_tokens=("<|mask|>",),
+    stop_tokens=("<|endoftext|>", "<|role_end|>"),
+    generation=_LLADA_GENERATION,
+)
 
 FAMILIES: dict[str, Family] = {
     "LLaDA2MoeModelLM": Family(
@@ -29,7 +57,8 @@ FAMILIES: dict[str, Family] = {
         config="LLaDA2MoeConfig",
         defaults=_LLADA2,
         mask_tokens=("<|mask|>",),
-        temperature=0.0,
+        stop_tokens=("<|endoftext|>", "<|role_end|>"),
+        generation=_GREEDY,
     ),
     "SDARForCausalLM": Family(
         model="vllm_dllm.models.sdar:SDARForCausalLM",
@@ -42,6 +71,26 @@ FAMILIES: dict[str, Family] = {
         config="SDARMoeConfig",
         defaults=_SDAR,
         mask_tokens=("<|MASK|>",),
+    ),
+    "LLaDAModelLM": Family(
+        model="vllm_dllm.models.llada:LLaDAModelLM",
+        config="LLaDAConfig",
+        defaults=_LLADA,
+        facts=_LLADA_FACTS,
+        mask_tokens=("<|mdm_mask|>",),
+        stop_tokens=("<|endoftext|>", "<|eot_id|>"),
+        generation=_LLADA_GENERATION,
+    ),
+    "LLaDAMoEModelLM": _LLADA_MOE,
+    "LLaDAMoEModel": _LLADA_MOE,
+    "DreamModel": Family(
+        model="vllm_dllm.models.dream:DreamModel",
+        config="DreamConfig",
+        defaults=_DREAM,
+        facts=_DREAM_FACTS,
+        mask_tokens=("<|mask|>", "<|dlm_mask|>"),
+        stop_tokens=("<|endoftext|>", "<|im_end|>"),
+        generation={"temperature": 0.0, "max_new_tokens": 512},
     ),
 }
 """HF `architectures[0]` -> family. Not keyed by `model_type`, which families share."""

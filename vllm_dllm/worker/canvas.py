@@ -2,7 +2,8 @@
 
 Slot-indexed tensors, as in vLLM's `RequestState`: a request owns one slot while it runs
 on the worker. Columns of a row are the positions of the block that the request is
-denoising; those left of its known tokens are not read.
+denoising; those left of its known tokens are not read. What lies past the block is
+masks, so nothing is kept of it.
 """
 
 from dataclasses import dataclass
@@ -12,47 +13,58 @@ import torch
 
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.request import NUMERIC_FIELDS, DllmParams
+from vllm_dllm.span import FullAttention, Plan
 
 
 @dataclass
 class CanvasBatch:
-    """The blocks of the `n` requests of a step, gathered from their slots."""
+    """The blocks of the `n` requests of a step, gathered from their slots.
+
+    `width` is the length of the longest of them; shorter ones leave columns unused.
+    """
 
     slot: torch.Tensor
     """[n] int64."""
     known: torch.Tensor
     """[n] int64: number of known tokens."""
+    start: torch.Tensor
+    """[n] int64: first position of the block."""
+    length: torch.Tensor
+    """[n] int64: number of positions of the block."""
     active: torch.Tensor
-    """[n] bool: whether the request's span has a canvas; False in a prefill chunk."""
+    """[n] bool: whether the step decides any; False in a prefill chunk."""
     step: torch.Tensor
     """[n] int64: steps that the block has already taken."""
     post_steps: torch.Tensor
     """[n] int64: of these, and of this one, how many began without a mask."""
     tokens: torch.Tensor
-    """[n, block] int64; undefined left of the known tokens."""
+    """[n, width] int64; undefined left of the known tokens and past the block."""
     masked: torch.Tensor
-    """[n, block] bool: positions of the canvas that are still masks."""
+    """[n, width] bool: positions of the canvas that are still masks."""
     editable: torch.Tensor
-    """[n, block] bool: the other positions of the canvas."""
+    """[n, width] bool: the other positions of the canvas."""
     decided_at: torch.Tensor
-    """[n, block] int64: the step of the block that wrote each token."""
+    """[n, width] int64: the step of the block that wrote each token."""
     cell: tuple[torch.Tensor, torch.Tensor]
-    """Index into [n, block] of the positions that logits are computed for: [rows],
+    """Index into [n, width] of the positions that logits are computed for: [rows],
     [rows] int64. Holds all of `masked`."""
+    guided: torch.Tensor | None
+    """[guided rows] int64: those cells whose logits are guided; None if there is no
+    guided request."""
 
     @property
     def first(self) -> torch.Tensor:
         """[n] int64: the first column of the canvas."""
-        return self.known % self.tokens.shape[1]
+        return self.known - self.start
 
     @property
     def position(self) -> torch.Tensor:
-        """[n, block] int64: absolute positions."""
+        """[n, width] int64: absolute positions."""
         column = torch.arange(self.tokens.shape[1], device=self.known.device)
-        return (self.known - self.first).unsqueeze(1) + column
+        return self.start.unsqueeze(1) + column
 
     def write(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Put `tokens` where `where` says; both [n, block]."""
+        """Put `tokens` where `where` says; both [n, width]."""
         self.tokens = torch.where(where, tokens, self.tokens)
         self.masked &= ~where
         self.decided_at = torch.where(where, self.step.unsqueeze(1), self.decided_at)
@@ -66,7 +78,7 @@ class CanvasBatch:
         known, first = int(self.known[index]), int(self.first[index])
         head = all_token_ids[self.slot[index], :known].long()
         block = self.tokens[index].masked_fill(self.masked[index], -1)
-        return torch.cat([head, block[first:]])
+        return torch.cat([head, block[first : int(self.length[index])]])
 
 
 @dataclass
@@ -74,9 +86,9 @@ class SavedBlock:
     """The denoising state of a request that has no slot."""
 
     tokens: torch.Tensor
-    """[block] int64."""
+    """[width] int64."""
     decided_at: torch.Tensor
-    """[block] int64."""
+    """[width] int64."""
     step: int
     post_steps: int
     history: tuple[torch.Tensor, torch.Tensor] | None
@@ -84,20 +96,26 @@ class SavedBlock:
 
 class Canvas:
     def __init__(
-        self, num_slots: int, block: int, mask_token_id: int, device: torch.device
+        self,
+        num_slots: int,
+        width: int,
+        mask_token_id: int,
+        device: torch.device,
+        full_attention: bool = False,
     ) -> None:
-        self.block = block
+        """`width`: of the blocks; grows when a request has a longer one."""
         self.mask_token_id = mask_token_id
+        self.full_attention = full_attention
 
         # Set by the sampler, step by step.
         self.tokens = torch.full(
-            (num_slots, block), mask_token_id, dtype=torch.int64, device=device
+            (num_slots, width), mask_token_id, dtype=torch.int64, device=device
         )
         self.decided_at = torch.zeros_like(self.tokens)
         self.step = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.post_steps = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.history: tuple[torch.Tensor, torch.Tensor] | None = None
-        """Tokens and values [num_slots, block, block] of rules that reshape logits
+        """Tokens and values [num_slots, width, width] of rules that reshape logits
         (decoding/base.py); made when the first request wants it."""
 
         # Set by add_request.
@@ -109,49 +127,119 @@ class Canvas:
             )
             for name, kind in NUMERIC_FIELDS.items()
         }
+        self.origin = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.block = torch.ones(num_slots, dtype=torch.int64, device=device)
+        self.end = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """The request's grid of blocks (span.py)."""
+        self.block_np = np.ones(num_slots, dtype=np.int64)
+        """The same on the CPU."""
+        self.reuses = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        """Full attention: whether steps read keys of earlier steps."""
+        self.twin = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """Where the unconditional branch lies (span.py); 0 without guidance."""
+        self.cfg_scale = torch.zeros(num_slots, device=device)
+        self.end_np = np.zeros(num_slots, dtype=np.int64)
+        self.twin_np = np.zeros(num_slots, dtype=np.int64)
         self.max_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Known tokens (prompt and answer) at which the request ends."""
         self.algorithm = np.full(num_slots, "", dtype=object)
         self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self.time: torch.Tensor | None = None
+        """Share of the masks that each step of a block decides, [num_slots, steps]
+        float32; made when the first request wants it."""
         self.traced: set[int] = set()
         """Slots whose request wants to know when its tokens were decided."""
 
         self._suspended: dict[str, SavedBlock] = {}
 
+    @property
+    def width(self) -> int:
+        return self.tokens.shape[1]
+
     def add_request(
-        self, req_id: str, slot: int, params: DllmParams, max_len: int
+        self, req_id: str, slot: int, params: DllmParams, plan: Plan, max_len: int
     ) -> None:
         """Start the request's first block, or go on where it was preempted."""
-        rule = get_rule(params.algorithm)
+        rule, grid = get_rule(params.algorithm), plan.grid
         for name in rule.parameters:
             self.params[name][slot] = getattr(params, name)
+        self.origin[slot], self.block[slot], self.end[slot] = grid
+        self.block_np[slot] = grid.block
+        if isinstance(plan, FullAttention):
+            self.reuses[slot] = plan.cache != "none"
+            self.twin[slot] = plan.twin
+            self.cfg_scale[slot] = params.cfg_scale
+            self.twin_np[slot], self.end_np[slot] = plan.twin, grid.end
         self.max_len[slot] = max_len
         self.algorithm[slot] = params.algorithm
         self.revises[slot] = rule.revises
         self.traced.discard(slot)
         if params.return_trajectory:
             self.traced.add(slot)
+        self._widen(grid.block)
         if rule.reshapes and self.history is None:
-            shape = (*self.tokens.shape, self.block)
+            shape = (*self.tokens.shape, self.width)
             self.history = (
                 self.tokens.new_zeros(shape),
                 self.tokens.new_zeros(shape, dtype=torch.float32),
             )
+        if "time" in rule.needs:
+            self._set_time(slot, params)
         saved = self._suspended.pop(req_id, None)
-        if saved is not None and saved.history is not None and self.history is not None:
-            self.history[0][slot], self.history[1][slot] = saved.history
-        self.tokens[slot] = self.mask_token_id if saved is None else saved.tokens
-        self.decided_at[slot] = 0 if saved is None else saved.decided_at
+        self.tokens[slot] = self.mask_token_id
+        self.decided_at[slot] = 0
         self.step[slot] = 0 if saved is None else saved.step
         self.post_steps[slot] = 0 if saved is None else saved.post_steps
+        if saved is not None:
+            width = len(saved.tokens)
+            self.tokens[slot, :width] = saved.tokens
+            self.decided_at[slot, :width] = saved.decided_at
+            if saved.history is not None and self.history is not None:
+                for table, part in zip(self.history, saved.history, strict=True):
+                    table[slot, :width, :width] = part
+
+    def _widen(self, width: int) -> None:
+        """Make room for blocks of `width` positions."""
+        missing = width - self.width
+        if missing <= 0:
+            return
+        pad = torch.nn.functional.pad
+        self.tokens = pad(self.tokens, (0, missing), value=self.mask_token_id)
+        self.decided_at = pad(self.decided_at, (0, missing))
+        if self.history is not None:
+            tokens, values = self.history
+            both = (0, missing, 0, missing)
+            self.history = pad(tokens, both), pad(values, both)
+
+    def _set_time(self, slot: int, params: DllmParams) -> None:
+        """Fill in the share of the masks that each step of a block decides."""
+        assert params.steps is not None
+        share = time_grid(params.steps, params.eps)
+        if self.time is None:
+            self.time = torch.ones(len(self.step), 0, device=self.step.device)
+        missing = len(share) - self.time.shape[1]
+        if missing > 0:
+            self.time = torch.nn.functional.pad(self.time, (0, missing), value=1.0)
+        self.time[slot] = 1.0
+        self.time[slot, : len(share)] = share.to(self.time.device)
 
     def gather(
-        self, slot: torch.Tensor, known: torch.Tensor, active: torch.Tensor
+        self,
+        slot: torch.Tensor,
+        slot_np: np.ndarray,
+        known: torch.Tensor,
+        active: torch.Tensor,
     ) -> CanvasBatch:
         """The blocks of a step; arguments as in `CanvasBatch`."""
-        tokens = self.tokens[slot]
-        column = torch.arange(self.block, device=slot.device)
-        in_canvas = active.unsqueeze(1) & (column >= (known % self.block).unsqueeze(1))
+        width = int(self.block_np[slot_np].max())
+        tokens = self.tokens[slot, :width]
+        start, length = self.block_of(slot, known)
+        column = torch.arange(width, device=slot.device)
+        in_canvas = (
+            active.unsqueeze(1)
+            & (column >= (known - start).unsqueeze(1))
+            & (column < length.unsqueeze(1))
+        )
         is_mask = tokens == self.mask_token_id
         masked, editable = in_canvas & is_mask, in_canvas & ~is_mask
         if slot.device.type == "cpu":
@@ -161,20 +249,67 @@ class Canvas:
             # The logits of all positions: how many are masks is known on the device
             # alone, and to wait for the number costs more than the rows it saves.
             index = torch.arange(masked.numel(), device=slot.device)
-            request, position = index // self.block, index % self.block
+            request, position = index // width, index % width
         began_without_mask = active & ~masked.any(dim=1)
+        guided = None
+        if self.any_guided(slot_np):
+            guided = (self.twin[slot] > 0)[request].nonzero().squeeze(1)
         return CanvasBatch(
             slot=slot,
             known=known,
+            start=start,
+            length=length,
             active=active,
             step=self.step[slot],
             post_steps=self.post_steps[slot] + began_without_mask,
             tokens=tokens,
             masked=masked,
             editable=editable,
-            decided_at=self.decided_at[slot],
+            decided_at=self.decided_at[slot, :width],
             cell=(request, position),
+            guided=guided,
         )
+
+    def any_guided(self, slot_np: np.ndarray) -> bool:
+        """Whether one of the slots has an unconditional branch."""
+        return bool(self.twin_np[slot_np].any())
+
+    def twin_row(
+        self, slot: torch.Tensor, span_start: torch.Tensor, length: torch.Tensor
+    ) -> torch.Tensor:
+        """How many rows after those of a span its unconditional branch follows.
+
+        As `Span.length` lays them out; all [n] int64, undefined without guidance.
+        """
+        return torch.where(span_start == 0, self.twin[slot], length // 2)
+
+    def next_start(
+        self,
+        slot: torch.Tensor,
+        span_end: torch.Tensor,
+        known: torch.Tensor,
+        known_after: torch.Tensor,
+    ) -> torch.Tensor:
+        """First position of the next step, as `Plan.next_start`; all [n] int64."""
+        if not self.full_attention:
+            return self.block_of(slot, torch.minimum(span_end, known))[0]
+        start = self.block_of(slot, known)[0]
+        same_block = self.block_of(slot, known_after)[0] == start
+        return torch.where(same_block & self.reuses[slot], start, 0)
+
+    def time_share(self, batch: CanvasBatch) -> torch.Tensor:
+        """[n] float32: share of the masks that Dream's rules decide in this step."""
+        assert self.time is not None
+        return self.time[batch.slot, batch.step.clamp(max=self.time.shape[1] - 1)]
+
+    def block_of(
+        self, slot: torch.Tensor, known: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """First position and length of the block that holds position `known` (as
+        `Grid.start_of` and `Grid.end_of`); all [n] int64."""
+        origin, block = self.origin[slot], self.block[slot]
+        start = origin + (known - origin) // block * block
+        return start, torch.minimum(block, self.end[slot] - start)
 
     def scatter(self, batch: CanvasBatch, finished: torch.Tensor) -> None:
         """Store the blocks after a step; those in `finished` make room for the next.
@@ -182,11 +317,11 @@ class Canvas:
         Args:
             finished: [n] bool: every token of the block was handed out.
         """
-        slot = batch.slot
-        self.tokens[slot] = batch.tokens.masked_fill(
+        slot, width = batch.slot, batch.tokens.shape[1]
+        self.tokens[slot, :width] = batch.tokens.masked_fill(
             finished.unsqueeze(1), self.mask_token_id
         )
-        self.decided_at[slot] = batch.decided_at
+        self.decided_at[slot, :width] = batch.decided_at
         self.step[slot] = (batch.step + batch.active).masked_fill(finished, 0)
         self.post_steps[slot] = batch.post_steps.masked_fill(finished, 0)
 
@@ -196,15 +331,35 @@ class Canvas:
         Positions decoded out of order are not known to the scheduler. Masking them
         again would decode them in another order, and so to other tokens.
         """
+        width = self.block_np[slot]
         self._suspended[req_id] = SavedBlock(
-            self.tokens[slot].clone(),
-            self.decided_at[slot].clone(),
+            self.tokens[slot, :width].clone(),
+            self.decided_at[slot, :width].clone(),
             int(self.step[slot]),
             int(self.post_steps[slot]),
             self.history
-            and (self.history[0][slot].clone(), self.history[1][slot].clone()),
+            and (
+                self.history[0][slot, :width, :width].clone(),
+                self.history[1][slot, :width, :width].clone(),
+            ),
         )
 
     def forget(self, req_id: str) -> None:
         """Drop what was kept for a request that has ended."""
         self._suspended.pop(req_id, None)
+
+
+def time_grid(steps: int, eps: float) -> torch.Tensor:
+    """Share of the masks that each step decides: 1 - s / t, and all in the last.
+
+    Dream's `diffusion_generate`: time falls from 1 to `eps` in `steps` equal steps, and
+    a step goes from t to s. float32 throughout, as there: rounding decides how many
+    tokens a step takes.
+
+    Returns:
+        [steps] float32.
+    """
+    time = torch.linspace(1, eps, steps + 1)
+    share = 1 - time[1:] / time[:-1]
+    share[-1] = 1.0
+    return share

@@ -28,27 +28,27 @@ class BlockLogprobs:
 class Logprobs:
     """Of the requests that asked for them, by slot."""
 
-    def __init__(
-        self, block: int, vocab: int, mask_token_id: int, device: torch.device
-    ) -> None:
-        self.block = block
+    def __init__(self, vocab: int, mask_token_id: int, device: torch.device) -> None:
         self.vocab = vocab
         self.mask_token_id = mask_token_id
         self.device = device
         self.kept: dict[int, BlockLogprobs] = {}
         self._suspended: dict[str, BlockLogprobs] = {}
 
-    def add_request(self, req_id: str, slot: int, params: SamplingParams) -> None:
+    def add_request(
+        self, req_id: str, slot: int, params: SamplingParams, block: int
+    ) -> None:
+        """`block`: length of the request's blocks."""
         self.kept.pop(slot, None)
         if (saved := self._suspended.pop(req_id, None)) is not None:
             self.kept[slot] = saved
         elif params.logprobs is not None:
             wanted = self.vocab if params.logprobs == -1 else params.logprobs
-            shape = (self.block, 1 + wanted)
+            shape = (block, 1 + wanted)
             self.kept[slot] = BlockLogprobs(
                 torch.zeros(shape, dtype=torch.int32, device=self.device),
                 torch.zeros(shape, device=self.device),
-                torch.zeros(self.block, dtype=torch.int32, device=self.device),
+                torch.zeros(block, dtype=torch.int32, device=self.device),
             )
 
     def suspend(self, req_id: str, slot: int) -> None:
@@ -72,7 +72,7 @@ class Logprobs:
 
         Args:
             logits: [rows, vocab], those of `batch.cell`.
-            write: [n, block] bool; candidate: [n, block] int64.
+            write: [n, width] bool; candidate: [n, width] int64.
             slots: of the batch.
         """
         request, column = batch.cell

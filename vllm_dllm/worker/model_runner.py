@@ -20,6 +20,12 @@ class DenoisingModelRunner(GPUModelRunner):
             self.model_state.forget(req_id)
         super().finish_requests(scheduler_output)
 
+    def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:
+        input_batch = super().prepare_inputs(*args, **kwargs)
+        # Before the pages of its tokens are looked up.
+        self.model_state.place_twins(input_batch)
+        return input_batch
+
     def sample(
         self,
         hidden_states: torch.Tensor,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from vllm.config import VllmConfig
@@ -18,7 +19,12 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_dllm import request
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.worker.attention import block_causal_rows
+from vllm_dllm.worker.attention import (
+    AttentionRows,
+    block_causal_rows,
+    guided_rows,
+    whole_rows,
+)
 from vllm_dllm.worker.canvas import Canvas
 from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.sampler import DenoisingSampler
@@ -38,26 +44,30 @@ class DenoisingModelState(ModelState):
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         self.config = DllmConfig.of(self.model_config)
-        self.block = self.config.block_size
+        facts, mask_token_id = self.config.facts, self.config.mask_token_id
         self.canvas = Canvas(
-            self.max_num_reqs, self.block, self.config.mask_token_id, device
+            self.max_num_reqs,
+            self.config.block_size or 1,
+            mask_token_id,
+            device,
+            facts.full_attention,
         )
         vocab = self.model_config.get_vocab_size()
-        self.sampling = Sampling(self.max_num_reqs, vocab, device)
-        self.logprobs = Logprobs(self.block, vocab, self.config.mask_token_id, device)
+        self.sampling = Sampling(self.max_num_reqs, vocab, device, facts)
+        self.logprobs = Logprobs(vocab, mask_token_id, device)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         params = new_req_data.sampling_params
         assert params is not None
         req_id, prompt_len = new_req_data.req_id, new_req_data.prompt_len
+        max_tokens = min(params.max_tokens, self.max_model_len - prompt_len)
+        dllm = request.resolve(params.extra_args, self.config, max_tokens)
+        plan = request.plan_of(dllm, self.config, prompt_len, max_tokens)
         self.canvas.add_request(
-            req_id,
-            req_index,
-            request.resolve(params.extra_args, self.config, params.max_tokens),
-            max_len=min(prompt_len + params.max_tokens, self.max_model_len),
+            req_id, req_index, dllm, plan, max_len=prompt_len + max_tokens
         )
-        self.sampling.add_request(req_id, req_index, params, prompt_len)
-        self.logprobs.add_request(req_id, req_index, params)
+        self.sampling.add_request(req_id, req_index, params, prompt_len, dllm)
+        self.logprobs.add_request(req_id, req_index, params, plan.grid.block)
 
     def suspend(self, req_id: str, req_index: int) -> None:
         """Keep the half-decoded block of a request that is preempted."""
@@ -70,9 +80,14 @@ class DenoisingModelState(ModelState):
         self.logprobs.forget(req_id)
 
     def custom_sampler(self, sampler: Sampler) -> tuple[DenoisingSampler, None]:
-        return DenoisingSampler(
-            sampler, self.canvas, self.sampling, self.logprobs
-        ), None
+        denoising = DenoisingSampler(
+            sampler,
+            self.canvas,
+            self.sampling,
+            self.logprobs,
+            self.config.facts.shifted_logits,
+        )
+        return denoising, None
 
     def prepare_inputs_embeds(
         self,
@@ -85,25 +100,69 @@ class DenoisingModelState(ModelState):
     def prepare_inputs(
         self, input_batch: InputBatch, req_states: RequestState
     ) -> dict[str, Any]:
-        """Token ids of the spans: known tokens, then the canvas.
+        """Token ids of the spans: known tokens, the block under denoising, masks.
 
         The runner has filled in prompt tokens alone. Written in place, for CUDA graphs.
         """
-        num_tokens = input_batch.num_tokens
-        lengths = torch.from_numpy(input_batch.num_scheduled_tokens)
-        slot = torch.repeat_interleave(
-            input_batch.idx_mapping,
-            lengths.to(self.device, torch.int64),
-            output_size=num_tokens,
-        )
+        canvas, num_tokens = self.canvas, input_batch.num_tokens
+        req_slot = input_batch.idx_mapping
         position = input_batch.positions[:num_tokens]
+        known = req_states.total_len.gpu[req_slot].long()
+        start, length = canvas.block_of(req_slot, known)
+        if canvas.full_attention:
+            # A step that decides nothing makes the keys of the block's refresh again,
+            # when the whole block was masks.
+            decides = torch.from_numpy(input_batch.num_draft_tokens_per_req > 0)
+            decides = decides.to(self.device)
+            known, length = torch.where(decides, known, start), length * decides
+        lengths = torch.from_numpy(input_batch.num_scheduled_tokens)
+        owner = torch.repeat_interleave(
+            lengths.to(self.device, torch.int64), output_size=num_tokens
+        )
+        slot, known, start = req_slot[owner], known[owner], start[owner]
+        unconditional = self._leave_twins(input_batch, slot, position)
+
         all_token_ids = req_states.all_token_ids.gpu
         last = all_token_ids.shape[1] - 1
-        known = all_token_ids[slot, position.clamp(max=last)]
-        canvas = self.canvas.tokens[slot, position % self.block]
-        is_known = position < req_states.total_len.gpu[slot]
-        input_batch.input_ids[:num_tokens] = torch.where(is_known, known, canvas)
+        column = (position - start).clamp(0, canvas.width - 1)
+        in_block = (position >= known) & (position < start + length[owner])
+        ids = torch.where(in_block, canvas.tokens[slot, column], canvas.mask_token_id)
+        is_known = position < known
+        if unconditional is not None:
+            is_known &= ~(unconditional & (position < canvas.origin[slot]))
+        known_ids = all_token_ids[slot, position.clamp(max=last)]
+        input_batch.input_ids[:num_tokens] = torch.where(is_known, known_ids, ids)
         return {}
+
+    def place_twins(self, input_batch: InputBatch) -> None:
+        """Move the second half of a guided span to the pages of its branch.
+
+        The runner has numbered the tokens of a span from its start on. That suits a
+        refresh; a later step is two runs of positions, one in each branch.
+        """
+        slots = input_batch.idx_mapping_np
+        for index in np.flatnonzero(self.canvas.twin_np[slots]):
+            if input_batch.num_computed_tokens_np[index] == 0:
+                continue
+            begin, end = input_batch.query_start_loc_np[index : index + 2].tolist()
+            half = (end - begin) // 2
+            twin = int(self.canvas.twin_np[slots[index]])
+            input_batch.positions[begin + half : end] += twin - half
+
+    def _leave_twins(
+        self, input_batch: InputBatch, slot: torch.Tensor, position: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Give the unconditional branches the positions of their sequences, in place.
+
+        Returns:
+            [num_tokens] bool: the tokens of these branches; None if there are none.
+        """
+        if not self.canvas.any_guided(input_batch.idx_mapping_np):
+            return None
+        twin = self.canvas.twin[slot]
+        unconditional = (twin > 0) & (position >= twin)
+        position -= twin * unconditional
+        return unconditional
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         return {}
@@ -125,11 +184,13 @@ class DenoisingModelState(ModelState):
         else:
             num_reqs = input_batch.num_reqs
             num_tokens = input_batch.num_tokens
-        rows = block_causal_rows(input_batch, num_reqs, self.block)
+        rows = self._attention_rows(input_batch, num_reqs)
         if for_capture:
             max_seq_len = self.max_model_len
         else:
-            max_seq_len = int(input_batch.seq_lens_cpu_upper_bound[:num_reqs].max())
+            ends = self.canvas.end_np[input_batch.idx_mapping_np]
+            spans = input_batch.seq_lens_cpu_upper_bound[:num_reqs]
+            max_seq_len = max(int(spans.max()), int(ends.max()))
         return build_attn_metadata(
             attn_groups=attn_groups,
             num_reqs=len(rows.owner),
@@ -139,9 +200,28 @@ class DenoisingModelState(ModelState):
             max_query_len=rows.max_query_len,
             seq_lens=rows.seq_lens,
             max_seq_len=max_seq_len,
-            block_tables=[table[rows.owner] for table in block_tables],
+            block_tables=[rows.block_table(table) for table in block_tables],
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
             for_cudagraph_capture=for_capture,
             causal=False,
         )
+
+    def _attention_rows(self, input_batch: InputBatch, num_reqs: int) -> AttentionRows:
+        canvas, facts = self.canvas, self.config.facts
+        if not canvas.full_attention:
+            return block_causal_rows(input_batch, num_reqs, self.config.block)
+        slots = input_batch.idx_mapping_np
+        if canvas.any_guided(slots):
+            return guided_rows(
+                input_batch,
+                canvas.end_np[slots],
+                canvas.twin_np[slots],
+                facts.page_size,
+                self.device,
+            )
+        # At least the span itself: a dummy batch (profiling, warm-up) has no requests.
+        seq_lens = input_batch.seq_lens[:num_reqs].clone()
+        ends = canvas.end[input_batch.idx_mapping]
+        torch.maximum(seq_lens[: len(ends)], ends.int(), out=seq_lens[: len(ends)])
+        return whole_rows(input_batch, num_reqs, seq_lens)

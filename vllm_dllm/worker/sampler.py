@@ -32,13 +32,20 @@ class DenoisingSampler:
     penalties_state = NoPenalties()
 
     def __init__(
-        self, sampler: Sampler, canvas: Canvas, sampling: Sampling, logprobs: Logprobs
+        self,
+        sampler: Sampler,
+        canvas: Canvas,
+        sampling: Sampling,
+        logprobs: Logprobs,
+        shifted_logits: bool,
     ) -> None:
         self.sampling_states = sampler.sampling_states
         self.req_states = sampler.req_states
         self.canvas = canvas
         self.sampling = sampling
         self.logprobs = logprobs
+        self.shift = int(shifted_logits)
+        """How many rows before its own a position is predicted."""
         self.trajectories: dict[str, list[int]] = {}
         """Request id -> steps that decided the tokens handed out in the last step."""
 
@@ -57,17 +64,33 @@ class DenoisingSampler:
         """The blocks of the batch, and the rows to compute logits of.
 
         Returns:
-            The blocks, and for each of its cells the row of the hidden states,
-            [rows] int64.
+            The blocks, and the rows of the hidden states, [rows] int64: one for each
+            of the batch's cells, then one of the unconditional branch for each cell in
+            `batch.guided`.
         """
-        slot = input_batch.idx_mapping
+        slot, slot_np = input_batch.idx_mapping, input_batch.idx_mapping_np
         known = self.req_states.total_len.gpu[slot].long()
         canvas_lens = torch.from_numpy(input_batch.num_draft_tokens_per_req)
-        batch = self.canvas.gather(slot, known, (canvas_lens > 0).to(slot.device))
-        # A span ends with the block under denoising.
-        block_start = input_batch.query_start_loc[1:] - self.canvas.block
+        active = (canvas_lens > 0).to(slot.device)
+        batch = self.canvas.gather(slot, slot_np, known, active)
+        query_start = input_batch.query_start_loc[: len(slot) + 1].long()
+        span_start = self._span_start(input_batch)
         request, column = batch.cell
-        return batch, block_start[request] + column
+        # Clamped, because a prefill chunk ends before the block under denoising, and
+        # because shifted logits have no row for the first position of a span.
+        offset = batch.start - span_start - self.shift
+        row = (query_start[:-1] + offset)[request] + column
+        row = row.clamp(query_start[:-1][request], query_start[1:][request] - 1)
+        if batch.guided is not None:
+            twin_row = self.canvas.twin_row(slot, span_start, query_start.diff())
+            guided = batch.guided
+            row = torch.cat([row, row[guided] + twin_row[request[guided]]])
+        return batch, row
+
+    def _span_start(self, input_batch: InputBatch) -> torch.Tensor:
+        """[num_reqs] int64: the first position of each span."""
+        first = input_batch.query_start_loc[: input_batch.num_reqs].long()
+        return input_batch.positions[first]
 
     def denoise(
         self, logits: torch.Tensor, batch: CanvasBatch, input_batch: InputBatch
@@ -75,14 +98,16 @@ class DenoisingSampler:
         """Take one step for every request that has a canvas.
 
         Args:
-            logits: [rows, vocab], those of `batch.cell`.
+            logits: [rows, vocab], of the rows that `gather` named.
 
         Returns:
-            Tokens that became known, [num_reqs, block] left-aligned, their number, and
-            how many positions of each span have no final KV yet.
+            Tokens that became known, [num_reqs, width] left-aligned, their number, and
+            how many positions of each span the next step forwards again.
         """
         slot_np = input_batch.idx_mapping_np
         all_token_ids = self.req_states.all_token_ids.gpu
+        if batch.guided is not None:
+            logits = self._guide(logits, batch, batch.guided)
         rules = dict.fromkeys(self.canvas.algorithm[slot_np])
         needs = set().union(*(get_rule(name).needs for name in rules))
         for name in rules:
@@ -93,7 +118,7 @@ class DenoisingSampler:
             batch,
             slot_np,
             self.canvas.mask_token_id,
-            needs - {"noise"},
+            needs & {"entropy", "margin"},
             all_token_ids,
         )
         canvas_step = self._canvas_step(found, batch, needs)
@@ -122,8 +147,28 @@ class DenoisingSampler:
             logprobs_tensors=logprobs,
             num_nans=None,
             num_sampled=count,
-            num_rejected=self._num_uncommitted(input_batch),
+            num_rejected=self._num_taken_back(input_batch, batch.known, count),
         )
+
+    def _guide(
+        self, logits: torch.Tensor, batch: CanvasBatch, guided: torch.Tensor
+    ) -> torch.Tensor:
+        """Classifier-free guidance: away from the unconditional branch.
+
+        LLaDA's `generate`: l_u + (scale + 1) * (l - l_u).
+
+        Args:
+            logits: [rows + guided, vocab], as `gather` names them.
+
+        Returns:
+            [rows, vocab].
+        """
+        rows = len(batch.cell[0])
+        logits, unconditional = logits[:rows], logits[rows:]
+        scale = self.canvas.cfg_scale[batch.slot][batch.cell[0][guided]].unsqueeze(1)
+        away = (scale + 1) * (logits[guided] - unconditional)
+        logits[guided] = (unconditional + away).to(logits.dtype)
+        return logits
 
     def _reshape(
         self, name: str, logits: torch.Tensor, batch: CanvasBatch, slot_np: np.ndarray
@@ -161,7 +206,7 @@ class DenoisingSampler:
     def _canvas_step(
         self, found: Candidates, batch: CanvasBatch, needs: set[str]
     ) -> CanvasStep:
-        """Rows of candidates to [n, block]."""
+        """Rows of candidates to [n, width]."""
 
         def spread(rows: torch.Tensor) -> torch.Tensor:
             grid = torch.zeros_like(batch.tokens, dtype=rows.dtype)
@@ -172,6 +217,7 @@ class DenoisingSampler:
             tokens=batch.tokens,
             masked=batch.masked,
             editable=batch.editable,
+            length=batch.length,
             step=batch.step,
             post_steps=batch.post_steps,
             candidate=spread(found.token),
@@ -179,6 +225,7 @@ class DenoisingSampler:
             entropy=None if found.entropy is None else spread(found.entropy),
             margin=None if found.margin is None else spread(found.margin),
             noise=self.sampling.order_noise(batch) if "noise" in needs else None,
+            time=self.canvas.time_share(batch) if "time" in needs else None,
             params={},
         )
 
@@ -192,7 +239,7 @@ class DenoisingSampler:
         """Ask each rule in the batch about its requests.
 
         Returns:
-            write: [num_reqs, block] bool: positions that take their candidate.
+            write: [num_reqs, width] bool: positions that take their candidate.
             done: [num_reqs] bool: decoded positions are stable; False where a rule may
                 still revise them.
         """
@@ -211,6 +258,12 @@ class DenoisingSampler:
             write[rows] = decision.write
             if decision.done is not None:
                 done[rows] = decision.done
+        if self.shift:
+            # Inside a block of a cached step no row predicts its first position, so a
+            # refresh decides that one, and nothing else (Fast-dLLM on Dream).
+            leads = (batch.step == 0) & self.canvas.reuses[batch.slot]
+            lead = batch.masked & (batch.position == batch.start.unsqueeze(1))
+            write = torch.where(leads.unsqueeze(1), lead, write)
         return write, done
 
     def _emit(
@@ -219,39 +272,46 @@ class DenoisingSampler:
         """Store the blocks, and hand out their stable tokens: up to the first mask.
 
         Returns:
-            tokens: [num_reqs, block] int64, left-aligned.
+            tokens: [num_reqs, width] int64, left-aligned.
             count: [num_reqs] int32.
         """
-        block, first = self.canvas.block, batch.first
-        column = torch.arange(block, device=first.device)
-        first_mask = torch.where(batch.masked, column, block).amin(dim=1)
+        width, first = batch.tokens.shape[1], batch.first
+        column = torch.arange(width, device=first.device)
+        length = batch.length.unsqueeze(1)
+        first_mask = torch.where(batch.masked, column, length).amin(dim=1)
         may_emit = batch.active & done
         room = self.canvas.max_len[batch.slot] - batch.known
         count = torch.minimum(first_mask - first, room) * may_emit
-        tokens = batch.tokens.gather(1, (first.unsqueeze(1) + column) % block)
-        self.canvas.scatter(batch, finished=may_emit & (first_mask == block))
+        tokens = batch.tokens.gather(1, (first.unsqueeze(1) + column) % width)
+        self.canvas.scatter(batch, finished=may_emit & (first_mask == batch.length))
         return tokens, count.int()
 
     def commit_only(self, input_batch: InputBatch) -> SamplerOutput:
-        """The output of a step in which no request has a canvas."""
-        shape = (input_batch.num_reqs, self.canvas.block)
-        tokens = input_batch.idx_mapping.new_zeros(shape)
+        """The output of a step in which no request decides anything."""
+        slot = input_batch.idx_mapping
+        known = self.req_states.total_len.gpu[slot].long()
+        count = torch.zeros_like(slot, dtype=torch.int32)
         return SamplerOutput(
-            sampled_token_ids=tokens,
+            sampled_token_ids=slot.new_zeros(len(slot), 1),
             logprobs_tensors=None,
             num_nans=None,
-            num_sampled=tokens[:, 0].int(),
-            num_rejected=self._num_uncommitted(input_batch),
+            num_sampled=count,
+            num_rejected=self._num_taken_back(input_batch, known, count),
         )
 
-    def _num_uncommitted(self, input_batch: InputBatch) -> torch.Tensor:
-        """[num_reqs] int32: what vLLM takes off the computed tokens after the step.
+    def _num_taken_back(
+        self, input_batch: InputBatch, known: torch.Tensor, count: torch.Tensor
+    ) -> torch.Tensor:
+        """[num_reqs] int32: what vLLM takes off the computed tokens after the step, so
+        that the next one starts where the plan says (span.py).
 
-        Spans start and end on block borders, so a span with a canvas commits all but
-        its last block, and a chunk without one commits all of it.
+        Args:
+            known: [num_reqs] int64, before the step; count: [num_reqs], new ones.
         """
-        canvas_lens = input_batch.num_draft_tokens_per_req
-        if canvas_lens is None:
-            return torch.zeros_like(input_batch.idx_mapping, dtype=torch.int32)
-        uncommitted = np.where(canvas_lens > 0, self.canvas.block, 0)
-        return torch.from_numpy(uncommitted).to(input_batch.idx_mapping.device).int()
+        start = self._span_start(input_batch)
+        query_start = input_batch.query_start_loc[: len(start) + 1].long()
+        length = query_start.diff()
+        next_start = self.canvas.next_start(
+            input_batch.idx_mapping, start + length, known, known + count
+        )
+        return (start + length - next_start).int()

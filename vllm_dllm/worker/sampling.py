@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
 
+from vllm_dllm.config import Facts
 from vllm_dllm.ops.candidate import Candidates, candidates, entropy, margin
 from vllm_dllm.ops.noise import uniform
 from vllm_dllm.ops.sample import SamplingFilters, sample
+from vllm_dllm.request import DllmParams
 from vllm_dllm.worker.canvas import CanvasBatch
 from vllm_dllm.worker.logits import LogitsRules
 
@@ -21,8 +23,15 @@ TOKEN_STREAM, ORDER_STREAM = 0, 1
 class Sampling:
     """Slot-indexed, as `Canvas`."""
 
-    def __init__(self, num_slots: int, vocab: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        vocab: int,
+        device: torch.device,
+        facts: Facts = Facts(),
+    ) -> None:
         self.vocab = vocab
+        self.facts = facts
         self.filters = SamplingFilters(
             temperature=torch.zeros(num_slots, device=device),
             top_k=torch.full((num_slots,), vocab, dtype=torch.int64, device=device),
@@ -33,9 +42,17 @@ class Sampling:
         self.plain = np.ones(num_slots, dtype=bool)
         """Slots whose candidate is the most likely token of the model's own logits."""
         self.rules: dict[int, LogitsRules] = {}
+        self.no_eos = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self.late_end = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        """Whether ends of text and of turn are left out of the confidence."""
 
     def add_request(
-        self, req_id: str, slot: int, params: SamplingParams, prompt_len: int
+        self,
+        req_id: str,
+        slot: int,
+        params: SamplingParams,
+        prompt_len: int,
+        dllm: DllmParams,
     ) -> None:
         filters = self.filters
         filters.temperature[slot] = params.temperature
@@ -48,10 +65,17 @@ class Sampling:
         self.rules.pop(slot, None)
         if LogitsRules.needed(params):
             self.rules[slot] = LogitsRules(params, prompt_len, self.vocab)
-        self.plain[slot] = params.temperature == 0 and slot not in self.rules
+        self.no_eos[slot] = dllm.logits_eos_inf
+        self.late_end[slot] = dllm.confidence_eos_eot_inf
+        self.plain[slot] = (
+            params.temperature == 0
+            and slot not in self.rules
+            and not dllm.logits_eos_inf
+            and not dllm.confidence_eos_eot_inf
+        )
 
     def order_noise(self, batch: CanvasBatch) -> torch.Tensor:
-        """[n, block] float32 in [0, 1)."""
+        """[n, width] float32 in [0, 1)."""
         noise = uniform(
             self.seed[batch.slot].unsqueeze(1),
             batch.position,
@@ -111,6 +135,9 @@ class Sampling:
                 part = tile[mine]
                 self.rules[slot_np[index]].apply(part, position[mine], sequence)
                 tile[mine] = part
+        if self.facts.eos_token_id is not None:
+            tile[self.no_eos[slot], self.facts.eos_token_id] = float("-inf")
+        clean = tile.softmax(dim=1) if self.facts.clean_confidence else None
         noise = uniform(self.seed[slot], position, batch.step[request], TOKEN_STREAM)
         filters = SamplingFilters(
             self.filters.temperature[slot],
@@ -119,11 +146,35 @@ class Sampling:
             self.filters.min_p[slot],
         )
         token, probs = sample(tile, filters, noise)
+        probs = self._without_ends(probs if clean is None else clean, slot)
         found.token[rows] = token
         found.confidence[rows] = probs.gather(1, token.unsqueeze(1)).squeeze(1)
         if found.entropy is not None and found.margin is not None:
             found.entropy[rows] = entropy(probs)
             found.margin[rows] = margin(probs)
+
+    def _without_ends(self, probs: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+        """Take ends out of the probabilities of those requests that want them last.
+
+        LLaDA's `generate` with `confidence_eos_eot_inf`: with a temperature it misses
+        the end of the text, and so do we.
+
+        Args:
+            probs: [rows, vocab]; changed in place.
+            slot: [rows].
+        """
+        late = self.late_end[slot]
+        greedy = self.filters.temperature[slot] == 0
+        ends = (
+            (self.facts.eot_token_id, late),
+            (self.facts.eos_token_id, late & greedy),
+        )
+        for token, rows in ends:
+            if token is not None:
+                probs[rows, token] = 0
+        tiny = torch.finfo(probs.dtype).tiny
+        total = probs.sum(dim=1, keepdim=True).clamp(min=tiny)
+        return torch.where(late.unsqueeze(1), probs / total, probs)
 
     def drop_bad_words(
         self,
@@ -137,18 +188,21 @@ class Sampling:
         """Take back writes of this step that make a bad word together.
 
         Args:
-            write: [n, block] bool; changed in place.
-            candidate: [n, block] int64; confidence: [n, block] float32.
+            write: [n, width] bool; changed in place.
+            candidate: [n, width] int64; confidence: [n, width] float32.
         """
         for index, slot in enumerate(slot_np):
             rules = self.rules.get(slot)
             if rules is None or not rules.bad_words:
                 continue
             before = batch.sequence(index, all_token_ids)
-            start = len(before) - write.shape[1]
+            length = int(batch.length[index])
+            start, block = len(before) - length, slice(length)
             after, sure = before.clone(), torch.zeros(len(before), device=write.device)
-            after[start:] = torch.where(write[index], candidate[index], before[start:])
-            sure[start:] = confidence[index]
+            after[start:] = torch.where(
+                write[index, block], candidate[index, block], before[start:]
+            )
+            sure[start:] = confidence[index, block]
             for place in rules.conflicts(before, after, sure, start):
                 write[index, place - start] = False
 
