@@ -30,6 +30,9 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.entrypoints.openai.chat_completion.protocol:"
     "ChatCompletionRequest.to_sampling_params",
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest.to_sampling_params",
+    "vllm.entrypoints.openai.chat_completion.serving:get_max_tokens",
+    "vllm.entrypoints.openai.completion.serving:get_max_tokens",
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
     "vllm.engine.arg_utils:EngineArgs.add_cli_args",
     "vllm.engine.arg_utils:EngineArgs.from_cli_args",
     "vllm.engine.arg_utils:EngineArgs.create_engine_config",
@@ -161,6 +164,75 @@ class OurDefaults(dict[str, Any]):
     model_config: "ModelConfig"
 
 
+class TokenLimit(int):
+    """A limit of new tokens that remembers the prompt it was computed for."""
+
+    prompt_len: int
+
+
+def check_request_lengths() -> None:
+    """Refuse a request that no forward could hold, before it reaches the engine.
+
+    With full attention a request is forwarded whole or not at all, and vLLM compares
+    its length with `max_model_len` alone: the engine would wait for ever. Every way
+    into the engine passes `process_inputs`; in a stream, that is too late for status
+    400, so for the OpenAI routes the limit of new tokens carries the length of its
+    prompt to `lift_request_fields`. Removable when a model can say what a request may
+    hold.
+    """
+    from vllm.entrypoints.openai.chat_completion import serving as chat
+    from vllm.entrypoints.openai.completion import serving as completion
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from vllm_dllm.config import DllmConfig
+    from vllm_dllm.request import check_length
+
+    def remember(function: Callable[..., int]) -> Callable[..., int]:
+        def get_max_tokens(
+            max_model_len: int,
+            max_tokens: int | None,
+            input_length: int,
+            default_sampling_params: dict[str, Any],
+            *args: Any,
+            **kwargs: Any,
+        ) -> int:
+            defaults = default_sampling_params
+            limit = function(
+                max_model_len, max_tokens, input_length, defaults, *args, **kwargs
+            )
+            if not isinstance(defaults, OurDefaults):
+                return limit
+            limit = TokenLimit(limit)
+            limit.prompt_len = input_length
+            return limit
+
+        return get_max_tokens
+
+    def check(function: Callable[..., Any]) -> Callable[..., Any]:
+        def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> Any:
+            request = function(self, *args, **kwargs)
+            params = request.sampling_params
+            if is_ours(self.model_config) and isinstance(params, SamplingParams):
+                try:
+                    check_length(
+                        params.extra_args,
+                        DllmConfig.of(self.model_config),
+                        len(request.prompt_token_ids),
+                        params.max_tokens,
+                    )
+                except ValueError as error:
+                    raise VLLMValidationError(str(error)) from None
+            return request
+
+        return process_inputs
+
+    wrap_once(chat, "get_max_tokens", remember)
+    wrap_once(completion, "get_max_tokens", remember)
+    wrap_once(InputProcessor, "process_inputs", check)
+
+
 def lift_request_fields() -> None:
     """Obey decoding parameters at the top level of a request's body.
 
@@ -177,6 +249,8 @@ def lift_request_fields() -> None:
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.exceptions import VLLMValidationError
 
+    from vllm_dllm.config import DllmConfig
+    from vllm_dllm.request import check_length
     from vllm_dllm.serving.lift import lift
 
     def mark(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -194,16 +268,26 @@ def lift_request_fields() -> None:
     ) -> Callable[..., "SamplingParams"]:
         def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
             params = function(self, *args, **kwargs)
-            for defaults in (*args, *kwargs.values()):
-                if not isinstance(defaults, OurDefaults):
-                    continue
-                try:
-                    fields = lift(self.model_extra or {}, params.extra_args)
-                except ValueError as error:
-                    raise VLLMValidationError(str(error)) from None
+            given = (*args, *kwargs.values())
+            defaults = next((a for a in given if isinstance(a, OurDefaults)), None)
+            if defaults is None:
+                return params
+            config = DllmConfig.of(defaults.model_config)
+            limit = params.max_tokens
+            try:
+                fields = lift(self.model_extra or {}, config, params.extra_args)
                 # A new dict, because theirs is the request's own `vllm_xargs`.
                 params.extra_args = {**(params.extra_args or {}), **fields} or None
                 params._validate_diffusion(defaults.model_config)
+                if isinstance(limit, TokenLimit):
+                    params.max_tokens = int(limit)
+                    check_length(
+                        params.extra_args, config, limit.prompt_len, params.max_tokens
+                    )
+            except VLLMValidationError:
+                raise
+            except ValueError as error:
+                raise VLLMValidationError(str(error)) from None
             return params
 
         return to_sampling_params

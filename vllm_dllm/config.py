@@ -87,12 +87,15 @@ class DllmConfig(RuleParams):
         return self.model_dump(include={*RuleParams.model_fields, "cache"})
 
     @classmethod
-    def build(cls, *sources: dict[str, Any], facts: Facts = Facts()) -> "DllmConfig":
+    def build(
+        cls, *sources: dict[str, Any], facts: Facts | None = None
+    ) -> "DllmConfig":
         """The config in which later sources win over earlier ones.
 
         Raises:
             ValueError: naming the field, its value and what is allowed.
         """
+        facts = facts or Facts()
         fields: dict[str, Any] = {}
         for source in sources:
             fields.update((k, v) for k, v in source.items() if v is not None)

@@ -24,6 +24,7 @@ def register() -> None:
     compat.open_v2_gate()
     compat.replace_request_validation()
     compat.lift_request_fields()
+    compat.check_request_lengths()
     compat.add_cli_flags()
     compat.add_stop_tokens()
     compat.raise_token_budget()

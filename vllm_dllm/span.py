@@ -62,7 +62,10 @@ class Span(NamedTuple):
 class Plan(Protocol):
     """What the steps of one request forward."""
 
-    grid: Grid
+    @property
+    def grid(self) -> Grid:
+        """The request's blocks."""
+        ...
 
     def span(self, computed: int, known: int, refreshed: int | None) -> Span:
         """The span that the request wants next.

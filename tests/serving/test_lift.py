@@ -18,7 +18,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from vllm_dllm import plugin
-from vllm_dllm.config import DllmConfig
+from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.request import DllmParams
 from vllm_dllm.serving.lift import NAMES, lift
 
@@ -27,6 +27,12 @@ from vllm_dllm.serving.lift import NAMES, lift
 def registered() -> None:
     plugin.register()
 
+
+BLOCK_CAUSAL = DllmConfig.build({"block_size": 8, "mask_token_id": 255})
+FULL = DllmConfig.build(
+    {"block_size": 8, "mask_token_id": 255, "algorithm": "low_confidence"},
+    facts=Facts(full_attention=True, rule_names={"threshold": "confidence_threshold"}),
+)
 
 LIFTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
@@ -87,6 +93,7 @@ LIFTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     # Accepted in the one value that is true here, or in both.
     ({"cfg_scale": 0}, {}),
     ({"cfg_scale": 0.0}, {}),
+    ({"logits_eos_inf": False, "confidence_eos_eot_inf": False}, {}),
     ({"use_cache": True}, {}),
     ({"use_dual_cache": True}, {}),
     ({"use_dual_cache": False, "use_cache": True}, {}),
@@ -111,13 +118,79 @@ def test_a_body_amounts_to_our_fields(
     body: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     """A parameter that is accepted and ignored is found out weeks later, if ever."""
-    assert lift(body) == fields
+    assert lift(body, BLOCK_CAUSAL) == fields
+
+
+LIFTED_FULL: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    # What the authors' functions and the servers of these models take.
+    (
+        {"steps": 128, "block_length": 32, "remasking": "low_confidence"},
+        {
+            "dllm_steps": 128,
+            "dllm_block_length": 32,
+            "dllm_algorithm": "low_confidence",
+        },
+    ),
+    (
+        {"cfg_scale": 1.5, "logits_eos_inf": True, "confidence_eos_eot_inf": False},
+        {
+            "dllm_cfg_scale": 1.5,
+            "dllm_logits_eos_inf": True,
+            "dllm_confidence_eos_eot_inf": False,
+        },
+    ),
+    (
+        {"alg": "entropy", "alg_temp": 0.1, "eps": 0.01},
+        {"dllm_algorithm": "entropy", "dllm_alg_temp": 0.1, "dllm_eps": 0.01},
+    ),
+    # A threshold or a factor says the rule, and leaves `steps` without a part.
+    (
+        {"threshold": 0.9, "steps": 64},
+        {"dllm_threshold": 0.9, "dllm_algorithm": "threshold"},
+    ),
+    (
+        {"factor": 1.0, "threshold": 0.9, "num_denoising_steps": 64},
+        {
+            "dllm_factor": 1.0,
+            "dllm_threshold": 0.9,
+            "dllm_algorithm": "factor",
+        },
+    ),
+    (
+        {"algorithm": "sequential", "steps": 64},
+        {"dllm_algorithm": "sequential"} | {"dllm_steps": 64},
+    ),
+    # Fast-dLLM's switches.
+    ({"use_cache": True}, {"dllm_cache": "prefix"}),
+    ({"use_cache": True, "use_dual_cache": False}, {"dllm_cache": "prefix"}),
+    ({"use_cache": True, "use_dual_cache": True}, {"dllm_cache": "dual"}),
+    ({"use_dual_cache": True}, {"dllm_cache": "dual"}),
+    ({"use_dual_cache": False}, {"dllm_cache": "none"}),
+    ({"use_cache": False}, {"dllm_cache": "none"}),
+    ({"use_cache": False, "use_dual_cache": True}, {"dllm_cache": "none"}),
+    ({"use_cache": True, "dllm_cache": "prefix"}, {"dllm_cache": "prefix"}),
+    ({}, {}),
+]
+
+
+@pytest.mark.parametrize(("body", "fields"), LIFTED_FULL)
+def test_a_body_amounts_to_our_fields_with_full_attention(
+    body: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """A client of Fast-dLLM or of a LLaDA server would get other answers than there."""
+    assert lift(body, FULL) == fields
+
+
+def test_a_cache_named_twice_must_be_one_cache() -> None:
+    """To obey one of the two names is to ignore the other."""
+    with pytest.raises(ValueError, match=r"use_cache=True.*dllm_cache='dual'"):
+        lift({"use_cache": True, "dllm_cache": "dual"}, FULL)
 
 
 @pytest.mark.parametrize("name", DllmParams.model_fields)
 def test_each_of_our_own_names_is_taken_from_the_body(name: str) -> None:
     """A field added to DllmParams would work in vllm_xargs only."""
-    assert lift({f"dllm_{name}": 1})[f"dllm_{name}"] == 1
+    assert lift({f"dllm_{name}": 1}, BLOCK_CAUSAL)[f"dllm_{name}"] == 1
 
 
 @pytest.mark.parametrize("target", sorted(set(NAMES.values())))
@@ -137,19 +210,17 @@ NULLABLE = [
 @pytest.mark.parametrize("field", NULLABLE)
 def test_null_means_not_given(field: str) -> None:
     """Clients with optional fields send null for the ones that are not set."""
-    assert lift({field: None}) == {}
-    assert lift({field: None, "steps": 4} if field != "steps" else {"steps": 4}) == {
-        "dllm_steps": 4
-    }
+    assert lift({field: None}, BLOCK_CAUSAL) == {}
+    body = {field: None, "steps": 4} if field != "steps" else {"steps": 4}
+    assert lift(body, BLOCK_CAUSAL) == {"dllm_steps": 4}
 
 
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"remasking": "entropy"}, ("remasking='entropy'", "low_confidence, random")),
     ({"remasking": ["random"]}, ("remasking=['random']",)),
-    ({"cfg_scale": 1.5}, ("cfg_scale=1.5", "allowed: 0")),
-    ({"cfg_scale": "0"}, ("cfg_scale='0'",)),
     ({"use_cache": False}, ("use_cache=False", "exact")),
     ({"use_cache": False, "use_dual_cache": True}, ("use_cache=False",)),
+    ({"logits_eos_inf": "no"}, ("logits_eos_inf='no'", "true nor false")),
     ({"use_cache": "no"}, ("use_cache='no'", "true nor false")),
     ({"use_dual_cache": "no"}, ("use_dual_cache='no'",)),
     ({"use_local_leap": "yes"}, ("use_local_leap='yes'",)),
@@ -174,23 +245,27 @@ def test_a_refusal_names_the_fields_and_their_values(
 ) -> None:
     """To pick one of two contradicting values is to ignore the other."""
     with pytest.raises(ValueError) as failure:
-        lift(body)
+        lift(body, BLOCK_CAUSAL)
     for word in words:
         assert word in str(failure.value)
 
 
 def test_xargs_are_part_of_the_same_request() -> None:
     """A rule named there would be overruled by the one that `factor` stands for."""
-    assert lift({"steps": 4}, {"dllm_steps": 4, "other": 1}) == {"dllm_steps": 4}
-    assert lift({"threshold": 0.5}, {"dllm_algorithm": "hierarchical"}) == {
+    assert lift({"steps": 4}, BLOCK_CAUSAL, {"dllm_steps": 4, "other": 1}) == {
+        "dllm_steps": 4
+    }
+    named = {"dllm_algorithm": "hierarchical"}
+    assert lift({"threshold": 0.5}, BLOCK_CAUSAL, named) == {
         "dllm_algorithm": "hierarchical",
         "dllm_threshold": 0.5,
     }
-    assert lift({"factor": 2.0}, {"dllm_algorithm": "factor"})["dllm_factor"] == 2.0
+    factor = lift({"factor": 2.0}, BLOCK_CAUSAL, {"dllm_algorithm": "factor"})
+    assert factor["dllm_factor"] == 2.0
     with pytest.raises(ValueError, match=r"vllm_xargs\.dllm_steps=8 and steps=4"):
-        lift({"steps": 4}, {"dllm_steps": 8})
+        lift({"steps": 4}, BLOCK_CAUSAL, {"dllm_steps": 8})
     with pytest.raises(ValueError, match="remasking='random' contradicts"):
-        lift({"remasking": "random"}, {"dllm_algorithm": "threshold"})
+        lift({"remasking": "random"}, BLOCK_CAUSAL, {"dllm_algorithm": "threshold"})
 
 
 def chat(**body: Any) -> ChatCompletionRequest:
@@ -206,13 +281,13 @@ REQUESTS = pytest.mark.parametrize("request_of", [chat, completion])
 
 def defaults_of(architecture: str) -> dict[str, Any]:
     """What a handler passes to `to_sampling_params` for a model."""
-    config = DllmConfig.build({"block_size": 8, "mask_token_id": 255})
     model_config: Any = SimpleNamespace(
         architectures=[architecture],
         generation_config="vllm",
         override_generation_config={"temperature": 0.0},
-        hf_config=SimpleNamespace(dllm=config.model_dump()),
+        hf_config=SimpleNamespace(),
     )
+    BLOCK_CAUSAL.attach(model_config)
     return ModelConfig.get_diff_sampling_param(model_config)
 
 
@@ -273,6 +348,9 @@ def test_a_batch_of_conversations_keeps_its_fields() -> None:
         ({"use_cache": False}, "use_cache=False"),
         ({"steps": 4, "vllm_xargs": {"dllm_steps": 8}}, "vllm_xargs.dllm_steps=8"),
         ({"steps": 0}, "dllm_steps=0"),
+        ({"cfg_scale": 1.5}, "dllm_cfg_scale=1.5 has no meaning for a block-causal"),
+        ({"cfg_scale": "0"}, "dllm_cfg_scale='0'"),
+        ({"logits_eos_inf": True}, "dllm_logits_eos_inf=True has no meaning"),
         ({"threshold": "0.5"}, "dllm_threshold='0.5'"),
         ({"dllm_treshold": 0.5}, "unknown field dllm_treshold=0.5"),
         ({"remasking": "random", "threshold": 0.5}, "dllm_threshold=0.5 has no"),

@@ -116,7 +116,7 @@ def find_mask_token(model_config: "ModelConfig") -> int | None:
 def find_tokens(
     model_config: "ModelConfig", spellings: tuple[str, ...]
 ) -> list[int | None]:
-    """The id of each spelling in the checkpoint's tokenizer; None where there is none."""
+    """The id of each spelling in the checkpoint's tokenizer, or None."""
     from vllm.tokenizers import cached_tokenizer_from_config
 
     if model_config.skip_tokenizer_init or not spellings:

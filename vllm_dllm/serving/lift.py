@@ -5,13 +5,17 @@ parameter of ours. Types and limits are checked by `request.resolve`.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm_dllm.decoding.registry import ALIASES
+from vllm_dllm.decoding.registry import ALIASES, get_rule
 from vllm_dllm.request import PREFIX
+
+if TYPE_CHECKING:
+    from vllm_dllm.config import DllmConfig
 
 NAMES: dict[str, str] = {
     "algorithm": "dllm_algorithm",
+    "alg": "dllm_algorithm",
     "steps": "dllm_steps",
     "num_denoising_steps": "dllm_steps",
     "threshold": "dllm_threshold",
@@ -25,6 +29,11 @@ NAMES: dict[str, str] = {
     "max_post_edit_steps": "dllm_max_post_steps",
     "max_nfe": "dllm_max_nfe",
     "block_length": "dllm_block_length",
+    "eps": "dllm_eps",
+    "alg_temp": "dllm_alg_temp",
+    "cfg_scale": "dllm_cfg_scale",
+    "logits_eos_inf": "dllm_logits_eos_inf",
+    "confidence_eos_eot_inf": "dllm_confidence_eos_eot_inf",
 }
 """Other names of our fields."""
 
@@ -34,13 +43,27 @@ REMASKING: dict[str, tuple[str, ...]] = {
 }
 """The rules that decode by what `remasking` names."""
 
-NO_EFFECT: tuple[str, ...] = ("force_single_batch", "use_dual_cache")
-"""Switches that are right either way: a request's tokens are the same alone and in
-company, and the cache of a block-causal model is exact, so there is no second kind."""
+SWITCHES: tuple[str, ...] = (
+    "use_local_leap",
+    "use_cache",
+    "use_dual_cache",
+    "force_single_batch",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+)
+"""Fields that are true or false. `force_single_batch` is right either way: a request's
+tokens are the same alone and in company."""
+
+OFF: dict[str, Any] = {
+    "cfg_scale": 0,
+    "logits_eos_inf": False,
+    "confidence_eos_eot_inf": False,
+}
+"""Features of full attention that a client of any model may switch off."""
 
 
 def lift(
-    body: dict[str, Any], extra_args: dict[str, Any] | None = None
+    body: dict[str, Any], config: "DllmConfig", extra_args: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The `dllm_*` fields that the fields of `body` amount to.
 
@@ -53,6 +76,8 @@ def lift(
     """
     body = {key: value for key, value in body.items() if value is not None}
     check_switches(body)
+    if not config.facts.full_attention:
+        body = {k: v for k, v in body.items() if k not in OFF or OFF[k] != v}
     fields: dict[str, Any] = {}
     spellings: dict[str, str] = {}
     for spelling, name, value in spelled(body, extra_args or {}):
@@ -62,8 +87,43 @@ def lift(
                 f"{first}={fields[name]!r} and {spelling}={value!r} name the same "
                 f"parameter ({name}) and differ"
             )
-    rule = implied_rule(body, fields)
-    return fields if rule is None else {**fields, "dllm_algorithm": rule}
+    fields |= implied_cache(body, fields, config)
+    rule = implied_rule(body, fields, config)
+    if rule is not None:
+        fields["dllm_algorithm"] = rule
+    if config.facts.full_attention and spellings.get("dllm_steps") in NAMES:
+        # The authors' functions take both, and look at the steps only without a
+        # threshold or a factor.
+        named = plain(fields.get("dllm_algorithm", config.algorithm))
+        if named in ("threshold", "factor", "confidence_threshold"):
+            del fields["dllm_steps"]
+    return fields
+
+
+def implied_cache(
+    body: dict[str, Any], fields: dict[str, Any], config: "DllmConfig"
+) -> dict[str, Any]:
+    """The cache that Fast-dLLM's switches stand for."""
+    use, dual = body.get("use_cache"), body.get("use_dual_cache")
+    if not config.facts.full_attention:
+        if use is False:
+            raise ValueError(
+                f"use_cache={use!r} is not supported: the KV cache of a block-causal "
+                "model is exact, and decoding always uses it"
+            )
+        return {}
+    if use is None and dual is None:
+        return {}
+    # The dual cache is a kind of cache: without `use_cache` it asks for one.
+    uses = bool(dual) if use is None else bool(use)
+    cache = "none" if not uses else "dual" if dual else "prefix"
+    named = fields.get("dllm_cache", cache)
+    if named != cache:
+        raise ValueError(
+            f"use_cache={use!r} and use_dual_cache={dual!r} ask for the cache "
+            f"{cache!r}, and dllm_cache={named!r} for another one"
+        )
+    return {"dllm_cache": cache}
 
 
 def spelled(
@@ -83,7 +143,9 @@ def plain(value: Any) -> Any:
     return ALIASES.get(value, value) if isinstance(value, str) else value
 
 
-def implied_rule(body: dict[str, Any], fields: dict[str, Any]) -> str | None:
+def implied_rule(
+    body: dict[str, Any], fields: dict[str, Any], config: "DllmConfig"
+) -> str | None:
     """The decoding rule that a request asks for without `dllm_algorithm`."""
     named = plain(fields.get("dllm_algorithm"))
     wishes: list[tuple[str, tuple[str, ...]]] = []
@@ -113,6 +175,8 @@ def implied_rule(body: dict[str, Any], fields: dict[str, Any]) -> str | None:
     if len(wishes) == 2:
         raise ValueError(f"{wishes[0][0]} contradicts {wishes[1][0]}")
     rules = wishes[0][1] if wishes else ("factor",)
+    if not wishes and "threshold" not in get_rule(config.algorithm).parameters:
+        rules = ("factor", "threshold")
     # Decoding by confidence becomes decoding by threshold or by factor where these are
     # given, as in the servers whose names these are.
     for rule in ("factor", "threshold"):
@@ -122,17 +186,7 @@ def implied_rule(body: dict[str, Any], fields: dict[str, Any]) -> str | None:
 
 
 def check_switches(body: dict[str, Any]) -> None:
-    """Refuse switches that are no booleans, and values that cannot be honoured."""
-    for name in ("use_local_leap", "use_cache", *NO_EFFECT):
+    """Refuse switches that are neither on nor off."""
+    for name in SWITCHES:
         if name in body and body[name] not in (True, False):
             raise ValueError(f"{name}={body[name]!r} is neither true nor false")
-    if not body.get("use_cache", True):
-        raise ValueError(
-            f"use_cache={body['use_cache']!r} is not supported: the KV cache of a "
-            "block-causal model is exact, and decoding always uses it"
-        )
-    if body.get("cfg_scale", 0) != 0:
-        raise ValueError(
-            f"cfg_scale={body['cfg_scale']!r} is not supported: there is no "
-            "classifier-free guidance; allowed: 0"
-        )

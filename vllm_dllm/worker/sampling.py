@@ -28,7 +28,7 @@ class Sampling:
         num_slots: int,
         vocab: int,
         device: torch.device,
-        facts: Facts = Facts(),
+        facts: Facts,
     ) -> None:
         self.vocab = vocab
         self.facts = facts
