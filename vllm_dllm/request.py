@@ -192,6 +192,13 @@ def _settle_full_attention(
     params: DllmParams, rule: str, config: "DllmConfig", max_tokens: int | None
 ) -> dict[str, Any]:
     """The block, and the steps of one: the authors spread `steps` over all blocks."""
+    if config.facts.eos_token_id is None:
+        for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
+            if getattr(params, name):
+                raise ValueError(
+                    f"{PREFIX}{name}=True: the checkpoint's config.json names no end "
+                    "of the text (eos_token_id)"
+                )
     block = params.block_length or config.block_size or max_tokens
     if block is None or max_tokens is None:
         return {}
@@ -200,7 +207,7 @@ def _settle_full_attention(
             f"{PREFIX}block_length={block} is too long for the decoding rule "
             f"'credit'; allowed: 1 to {MAX_CREDIT_BLOCK}"
         )
-    blocks = -(-max_tokens // block)
+    blocks = max(1, -(-max_tokens // block))
     steps = block if params.steps is None else max(1, params.steps // blocks)
     return {"block_length": block, "steps": steps}
 

@@ -132,7 +132,7 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
     eos = model_config.hf_config.eos_token_id
     return config.facts.model_copy(
         update={
-            "eos_token_id": eos if isinstance(eos, int) else None,
+            "eos_token_id": eos[0] if isinstance(eos, list) else eos,
             "eot_token_id": stops[-1] if stops else None,
             "stop_token_ids": [token for token in stops if token is not None],
             "max_model_len": model_config.max_model_len,
