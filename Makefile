@@ -17,7 +17,7 @@ install: ## make .venv: vLLM for CPU, this project (editable), development tools
 
 serve: install ## serve MODEL on PORT; ARGS go to `vllm serve`
 	@source tools/cpu_env.sh; set -x; \
-	exec $(BIN)/vllm serve $(MODEL) --port $(PORT) \
+	VLLM_PLUGINS=dllm exec $(BIN)/vllm serve $(MODEL) --port $(PORT) \
 	--served-model-name $(notdir $(patsubst %/,%,$(MODEL))) $(MODEL) $(ARGS)
 
 test: install ## run the tests; ARGS go to pytest

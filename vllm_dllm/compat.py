@@ -33,6 +33,18 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.entrypoints.openai.chat_completion.serving:get_max_tokens",
     "vllm.entrypoints.openai.completion.serving:get_max_tokens",
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+    "vllm.entrypoints.openai.chat_completion.serving:build_spec_decoding_metrics",
+    "vllm.entrypoints.openai.chat_completion.serving:ChatCompletionResponse",
+    "vllm.entrypoints.openai.chat_completion.serving:ChatCompletionStreamResponse",
+    "vllm.entrypoints.openai.completion.serving:build_spec_decoding_metrics",
+    "vllm.entrypoints.openai.completion.serving:CompletionResponse",
+    "vllm.entrypoints.openai.completion.serving:CompletionStreamResponse",
+    "vllm.entrypoints.openai.completion.serving:"
+    "OpenAIServingCompletion.completion_stream_generator",
+    "vllm.entrypoints.openai.completion.serving:"
+    "OpenAIServingCompletion.request_output_to_completion_response",
+    "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware",
+    "vllm.v1.metrics.stats:RequestSpecDecodeMetrics",
     "vllm.engine.arg_utils:EngineArgs.add_cli_args",
     "vllm.engine.arg_utils:EngineArgs.from_cli_args",
     "vllm.engine.arg_utils:EngineArgs.create_engine_config",
@@ -295,6 +307,34 @@ def lift_request_fields() -> None:
     wrap_once(ModelConfig, "get_diff_sampling_param", mark)
     wrap_once(ChatCompletionRequest, "to_sampling_params", wrapper)
     wrap_once(CompletionRequest, "to_sampling_params", wrapper)
+
+
+def report_forwards() -> None:
+    """Put a request's denoising forwards into the usage of its answer.
+
+    They arrive where vLLM keeps a request's speculative decoding, which it reports as
+    such. Only what our scheduler sent is moved. Removable when vLLM reports the
+    denoising steps of diffusion models.
+    """
+    from vllm.entrypoints.openai.chat_completion import serving as chat
+    from vllm.entrypoints.openai.completion import serving as completion
+
+    from vllm_dllm.serving.usage import forwards_of, with_forwards
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def build_spec_decoding_metrics(result: Any) -> Any:
+            forwards = forwards_of(result)
+            return function(result) if forwards is None else forwards
+
+        return build_spec_decoding_metrics
+
+    for module, names in (
+        (chat, ("ChatCompletionResponse", "ChatCompletionStreamResponse")),
+        (completion, ("CompletionResponse", "CompletionStreamResponse")),
+    ):
+        wrap_once(module, "build_spec_decoding_metrics", wrapper)
+        for name in names:
+            wrap_once(module, name, with_forwards)
 
 
 def add_cli_flags() -> None:

@@ -25,6 +25,7 @@ def register() -> None:
     compat.replace_request_validation()
     compat.lift_request_fields()
     compat.check_request_lengths()
+    compat.report_forwards()
     compat.add_cli_flags()
     compat.add_stop_tokens()
     compat.raise_token_budget()

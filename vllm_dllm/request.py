@@ -95,9 +95,13 @@ class DllmParams(RuleParams):
     probabilities that say how sure a token is."""
     return_trajectory: bool = False
     """Whether the answer says for each token which step of its block decided it."""
+    stream_drafts: bool = False
+    """Whether every step of a block is sent, masks and all; for `stream_mode:
+    "denoise"` of /v1/generate."""
 
     @field_validator(
         "return_trajectory",
+        "stream_drafts",
         "logits_eos_inf",
         "confidence_eos_eot_inf",
         mode="before",

@@ -2,9 +2,11 @@
 
 vLLM's queueing, paging, prefix cache and preemption are used as they are. Three things
 are told to it: how long a request's span is (its canvas counts as draft tokens), where
-a chunk may end, and how many tokens have final KV after a step.
+a chunk may end, and where the next span of a request starts.
 """
 
+import time
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,10 +19,22 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.request import PREFIX, plan_of, resolve
+from vllm_dllm.report import Draft, ForwardCount, StepReport, StepStats, client_params
+from vllm_dllm.request import plan_of, resolve
 from vllm_dllm.span import Plan, Span
 
-MAX_NFE = f"{PREFIX}max_nfe"
+
+@dataclass
+class Progress:
+    """What is kept of a request besides what vLLM keeps."""
+
+    plan: Plan
+    max_nfe: int | None
+    """Denoising forwards that it may take."""
+    refreshed: int | None = None
+    """Start of the block that the last refresh was made for."""
+    forwards: ForwardCount = field(default_factory=ForwardCount)
+    trajectory: list[int] = field(default_factory=list)
 
 
 class BlockDiffusionScheduler(Scheduler):
@@ -33,13 +47,9 @@ class BlockDiffusionScheduler(Scheduler):
             # A canvas ends on a block border, which may lie past the longest request.
             self.max_model_len = span.round_up(self.max_request_len, self.config.block)
         self.unplanned_tokens = 0
-        self.plans: WeakKeyDictionary[Request, Plan] = WeakKeyDictionary()
+        self.planned_at = 0.0
         self.spans: dict[str, Span] = {}
-        self.refreshed: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
-        """Start of the block that the last refresh was made for."""
-        self.forwards: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
-        """Denoising forwards of requests that have a budget of them."""
-        self.trajectories: WeakKeyDictionary[Request, list[int]] = WeakKeyDictionary()
+        self.progress: WeakKeyDictionary[Request, Progress] = WeakKeyDictionary()
 
     def add_request(self, request: Request) -> None:
         # The length check against max_model_len is now one for the canvas; that for
@@ -50,16 +60,17 @@ class BlockDiffusionScheduler(Scheduler):
         assert request.sampling_params is not None
         extra_args = request.sampling_params.extra_args
         params = resolve(extra_args, self.config, request.max_tokens)
-        self.plans[request] = plan_of(
+        plan = plan_of(
             params, self.config, request.num_prompt_tokens, request.max_tokens
         )
+        progress = self.progress[request] = Progress(plan, params.max_nfe)
         super().add_request(request)
+        request.spec_decode_metrics = progress.forwards
 
     def _whole_span(self, request: Request, computed: int) -> Span:
         """What the request wants to forward next."""
-        return self.plans[request].span(
-            computed, request.num_tokens, self.refreshed.get(request)
-        )
+        progress = self.progress[request]
+        return progress.plan.span(computed, request.num_tokens, progress.refreshed)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self.unplanned_tokens = min(
@@ -68,6 +79,7 @@ class BlockDiffusionScheduler(Scheduler):
         for request in self.running:
             wanted = self._whole_span(request, request.num_computed_tokens)
             request.spec_token_ids = [-1] * (wanted.end - request.num_tokens)
+        self.planned_at = time.monotonic()
         return super().schedule(throttle_prefills)
 
     def _reserve_prefill_lookahead(
@@ -78,7 +90,7 @@ class BlockDiffusionScheduler(Scheduler):
         # or what is left of the step's budget. For a request that is not running yet it
         # stops at the known tokens; the canvas is added here, so that the forward that
         # ends the prefill also takes the first denoising step.
-        plan = self.plans[request]
+        plan = self.progress[request].plan
         wanted = self._whole_span(request, num_computed_tokens)
         budget = num_new_tokens
         ends_prefill = num_computed_tokens + num_new_tokens == request.num_tokens
@@ -96,7 +108,7 @@ class BlockDiffusionScheduler(Scheduler):
         for req_id, length in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[req_id]
             wanted = self._whole_span(request, request.num_computed_tokens)
-            planned = self.plans[request].clip(wanted, length)
+            planned = self.progress[request].plan.clip(wanted, length)
             self.spans[req_id] = planned
             if planned.canvas:
                 # That there are any tells the worker to decide some.
@@ -110,25 +122,29 @@ class BlockDiffusionScheduler(Scheduler):
         scheduler_output: SchedulerOutput,
         model_runner_output: ModelRunnerOutput,
     ) -> dict[int, EngineCoreOutputs]:
-        traced = self._collect_trajectories(model_runner_output)
+        report = StepReport.of(model_runner_output)
+        requests = {req_id: self.requests.get(req_id) for req_id in self.spans}
+        for req_id, steps in report.trajectories.items():
+            if (traced := requests.get(req_id)) is not None:
+                self.progress[traced].trajectory.extend(steps)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         spent: set[str] = set()
         for req_id, planned in self.spans.items():
-            request = self.requests.get(req_id)
+            request = requests[req_id]
             if request is None or request.status != RequestStatus.RUNNING:
                 continue
             # vLLM counts every emitted token as computed. Here emitting and committing
             # are separate events.
-            plan = self.plans[request]
-            next_start = plan.next_start(planned, request.num_tokens)
+            progress = self.progress[request]
+            next_start = progress.plan.next_start(planned, request.num_tokens)
             request.num_computed_tokens = next_start
-            self.refreshed[request] = plan.grid.start_of(planned.known)
-            if planned.canvas and self._spend_forward(request):
+            progress.refreshed = progress.plan.grid.start_of(planned.known)
+            budget, forwards = progress.max_nfe, progress.forwards.num_draft_tokens
+            if budget is not None and planned.canvas and forwards >= budget:
                 spent.add(req_id)
         if spent:
             self._end(spent, outputs)
-        if traced:
-            self._attach_trajectories(traced, outputs)
+        self._annotate(outputs, requests, report)
         return outputs
 
     def make_spec_decoding_stats(
@@ -143,44 +159,76 @@ class BlockDiffusionScheduler(Scheduler):
         request may have a longer one."""
         if not self.log_stats:
             return None
-        stats = spec_decoding_stats or SpecDecodingStats.new(self.num_spec_tokens)
+        stats = spec_decoding_stats or SpecDecodingStats(self.num_spec_tokens)
         stats.num_drafts += 1
-        stats.num_draft_tokens += self.spans[request_id].canvas
         stats.num_accepted_tokens += num_accepted_tokens
         return stats
 
-    def _collect_trajectories(self, output: ModelRunnerOutput) -> dict[str, Request]:
-        """Keep what the worker says of this step; the requests that it is about."""
-        traced: dict[str, Request] = {}
-        for req_id, steps in getattr(output, "dllm_trajectories", {}).items():
-            if (request := self.requests.get(req_id)) is not None:
-                self.trajectories.setdefault(request, []).extend(steps)
-                traced[req_id] = request
-        return traced
-
-    def _attach_trajectories(
-        self, traced: dict[str, Request], outputs: dict[int, EngineCoreOutputs]
+    def _annotate(
+        self,
+        outputs: dict[int, EngineCoreOutputs],
+        requests: dict[str, Request | None],
+        report: StepReport,
     ) -> None:
-        """Send the trajectories of requests that end in this step.
-
-        In `kv_transfer_params`, the only free-form field of an answer that vLLM takes
-        all the way to the client.
-        """
+        """Add to the answers of a step what clients and /metrics want to know."""
+        drafts, finished = dict(report.drafts), []
+        stats = None
         for of_client in outputs.values():
+            if of_client.scheduler_stats is not None:
+                stats = of_client.scheduler_stats.spec_decoding_stats
             for output in of_client.outputs:
-                request = traced.get(output.request_id)
-                if request is not None and output.finish_reason is not None:
-                    steps = self.trajectories[request][: request.num_output_tokens]
-                    output.kv_transfer_params = {"dllm_trajectory": steps}
+                request = requests.get(output.request_id)
+                if request is None:
+                    continue
+                progress = self.progress[request]
+                # With every answer: one that ends at a stop string has no last one.
+                output.spec_decode_metrics = progress.forwards
+                draft = drafts.pop(output.request_id, None)
+                if output.finish_reason is not None:
+                    length = request.num_output_tokens
+                    finished.append((progress.forwards.num_draft_tokens, length))
+                    trajectory = progress.trajectory[:length] or None
+                    params = client_params(trajectory=trajectory)
+                    output.kv_transfer_params = params or None
+                elif draft is not None:
+                    output.kv_transfer_params = self._draft_params(request, draft)
+        for req_id, draft in drafts.items():
+            request = requests.get(req_id)
+            if request is not None and request.status == RequestStatus.RUNNING:
+                output = EngineCoreOutput(
+                    request_id=req_id,
+                    new_token_ids=[],
+                    kv_transfer_params=self._draft_params(request, draft),
+                    spec_decode_metrics=self.progress[request].forwards,
+                )
+                of_client = outputs.setdefault(
+                    request.client_index, EngineCoreOutputs()
+                )
+                of_client.outputs.append(output)
+        if stats is not None:
+            StepStats(
+                seconds=time.monotonic() - self.planned_at,
+                requests=stats.num_drafts,
+                positions=sum(planned.length for planned in self.spans.values()),
+                canvas=sum(planned.canvas for planned in self.spans.values()),
+                committed=stats.num_accepted_tokens,
+                revised=report.revised,
+                finished=finished,
+            ).pack(stats)
 
-    def _spend_forward(self, request: Request) -> bool:
-        """Count a denoising forward; True if it was the last that the request has."""
-        params = request.sampling_params
-        budget = (params.extra_args or {}).get(MAX_NFE) if params else None
-        if budget is None:
-            return False
-        self.forwards[request] = self.forwards.get(request, 0) + 1
-        return self.forwards[request] >= budget
+    def _draft_params(self, request: Request, draft: Draft) -> dict[str, Any]:
+        """A draft as a client gets it: positions are those of the answer."""
+        start = request.num_prompt_tokens
+        room = max(0, start + request.max_tokens - draft.start)
+        return client_params(
+            draft={
+                "offset": draft.start - start,
+                "token_ids": draft.tokens[:room],
+                "changed": [p - start for p in draft.changed],
+                "step": draft.step,
+                "nfe": self.progress[request].forwards.num_draft_tokens,
+            }
+        )
 
     def _end(self, req_ids: set[str], outputs: dict[int, EngineCoreOutputs]) -> None:
         """Finish requests for their length, with the tokens they have."""
@@ -193,7 +241,6 @@ class BlockDiffusionScheduler(Scheduler):
                 finish_reason=request.get_finished_reason(),
                 events=request.take_events(),
                 prefill_stats=request.take_prefill_stats(),
-                spec_decode_metrics=request.spec_decode_metrics,
                 trace_headers=request.trace_headers,
             )
             of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())

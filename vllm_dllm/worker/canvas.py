@@ -149,6 +149,8 @@ class Canvas:
         float32; made when the first request wants it."""
         self.traced: set[int] = set()
         """Slots whose request wants to know when its tokens were decided."""
+        self.watched: set[int] = set()
+        """Slots whose request wants to see every step of its block."""
 
         self._suspended: dict[str, SavedBlock] = {}
 
@@ -173,9 +175,11 @@ class Canvas:
         self.max_len[slot] = max_len
         self.algorithm[slot] = params.algorithm
         self.revises[slot] = rule.revises
-        self.traced.discard(slot)
-        if params.return_trajectory:
-            self.traced.add(slot)
+        for slots, wanted in (
+            (self.traced, params.return_trajectory),
+            (self.watched, params.stream_drafts),
+        ):
+            (slots.add if wanted else slots.discard)(slot)
         self._widen(grid.block)
         if rule.reshapes and self.history is None:
             shape = (*self.tokens.shape, self.width)

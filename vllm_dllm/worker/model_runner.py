@@ -9,6 +9,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from vllm_dllm.report import StepReport
+
 
 class DenoisingModelRunner(GPUModelRunner):
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
@@ -44,11 +46,9 @@ class DenoisingModelRunner(GPUModelRunner):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         output = super().sample_tokens(grammar_output)
-        if self.sampler.trajectories:
-            # An attribute of our own: the object is pickled whole on its way to the
-            # scheduler.
-            output.model_runner_output.dllm_trajectories = self.sampler.trajectories
-            self.sampler.trajectories = {}
+        if self.sampler.report.is_worth_sending:
+            self.sampler.report.attach(output.model_runner_output)
+            self.sampler.report = StepReport()
         return output
 
 

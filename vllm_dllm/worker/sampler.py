@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm_dllm.decoding.base import CanvasStep, ReshapingRule
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.ops.candidate import Candidates, candidates
+from vllm_dllm.report import Draft, StepReport
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
 from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.sampling import Sampling
@@ -46,8 +47,8 @@ class DenoisingSampler:
         self.logprobs = logprobs
         self.shift = int(shifted_logits)
         """How many rows before its own a position is predicted."""
-        self.trajectories: dict[str, list[int]] = {}
-        """Request id -> steps that decided the tokens handed out in the last step."""
+        self.report = StepReport()
+        """Of the last step."""
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
         """Requests are added with their ids and lengths (model_state.add_request)."""
@@ -137,11 +138,7 @@ class DenoisingSampler:
             logprobs = self.logprobs.hand_out(
                 slots, batch.first.tolist(), count.tolist()
             )
-        self.trajectories = {
-            input_batch.req_ids[index]: self._trajectory(batch, count, index)
-            for index, slot in enumerate(slots)
-            if slot in self.canvas.traced
-        }
+        self.report = self._report(input_batch.req_ids, slots, batch, write, count)
         return SamplerOutput(
             sampled_token_ids=tokens,
             logprobs_tensors=logprobs,
@@ -196,12 +193,42 @@ class DenoisingSampler:
         history[0][slot, column], history[1][slot, column] = tokens, values
         logits[rows] = part
 
-    def _trajectory(
-        self, batch: CanvasBatch, count: torch.Tensor, index: int
-    ) -> list[int]:
-        """Steps that decided the tokens which request `index` hands out."""
-        first = int(batch.first[index])
-        return batch.decided_at[index, first : first + int(count[index])].tolist()
+    def _report(
+        self,
+        req_ids: list[str],
+        slots: list[int],
+        batch: CanvasBatch,
+        write: torch.Tensor,
+        count: torch.Tensor,
+    ) -> StepReport:
+        """What the requests of the batch that asked for it are told of the step.
+
+        Args:
+            write: [num_reqs, width] bool: positions written.
+            count: [num_reqs]: tokens handed out.
+        """
+        report = StepReport()
+        if self.canvas.revises[batch.slot].any():
+            report.revised = int((write & batch.editable).sum())
+        for index, (req_id, slot) in enumerate(zip(req_ids, slots, strict=True)):
+            if slot not in self.canvas.traced and slot not in self.canvas.watched:
+                continue
+            first, end = int(batch.first[index]), int(batch.length[index])
+            rest = first + int(count[index])
+            if slot in self.canvas.traced:
+                report.trajectories[req_id] = batch.decided_at[
+                    index, first:rest
+                ].tolist()
+            if slot in self.canvas.watched and batch.active[index]:
+                start = int(batch.start[index])
+                tokens = batch.tokens[index].masked_fill(batch.masked[index], -1)
+                report.drafts[req_id] = Draft(
+                    start=start + rest,
+                    tokens=tokens[rest:end].tolist(),
+                    changed=(write[index].nonzero().squeeze(1) + start).tolist(),
+                    step=int(batch.step[index]),
+                )
+        return report
 
     def _canvas_step(
         self, found: Candidates, batch: CanvasBatch, needs: set[str]
@@ -288,6 +315,7 @@ class DenoisingSampler:
 
     def commit_only(self, input_batch: InputBatch) -> SamplerOutput:
         """The output of a step in which no request decides anything."""
+        self.report = StepReport()
         slot = input_batch.idx_mapping
         known = self.req_states.total_len.gpu[slot].long()
         count = torch.zeros_like(slot, dtype=torch.int32)

@@ -1,0 +1,102 @@
+"""The endpoint plugin: our routes on vLLM's server.
+
+vLLM loads it only when `VLLM_PLUGINS` names it (`VLLM_PLUGINS=dllm`).
+"""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi.responses import (
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import State
+from vllm import envs
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+from vllm.entrypoints.serve.utils.api_utils import (
+    load_aware_call,
+    validate_json_request,
+    with_cancellation,
+)
+
+from vllm_dllm import compat
+from vllm_dllm.serving.generate import (
+    GenerateRequest,
+    GenerateResponse,
+    GenerateServing,
+)
+
+PAGE = Path(__file__).with_name("page")
+
+
+def authorized(raw_request: Request) -> None:
+    """vLLM guards `/v1` by itself; a route outside of it has to ask."""
+    args = raw_request.app.state.args
+    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+    guard = AuthenticationMiddleware(raw_request.app, keys)
+    if keys and not guard.verify_token(raw_request.headers):
+        raise HTTPException(status_code=401, detail="Unauthorized")
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": GenerateResponse, "content": {"text/event-stream": {}}},
+    400: {"model": ErrorResponse},
+    401: {},
+}
+
+router = APIRouter(tags=["vllm-dllm"])
+
+
+@router.post(
+    "/generate",
+    dependencies=[Depends(validate_json_request), Depends(authorized)],
+    response_model=None,
+    responses=RESPONSES,
+)
+@router.post(
+    "/v1/generate",
+    dependencies=[Depends(validate_json_request)],
+    response_model=None,
+    responses=RESPONSES,
+)
+@with_cancellation
+@load_aware_call
+async def generate(request: GenerateRequest, raw_request: Request) -> Response:
+    """Answer a prompt; with `stream` and `stream_mode: "denoise"` show every step."""
+    serving: GenerateServing = raw_request.app.state.dllm_generate
+    answer = await serving.create_completion(request.to_completion(), raw_request)
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    if isinstance(answer, GenerateResponse):
+        return JSONResponse(answer.model_dump())
+    return StreamingResponse(answer, media_type="text/event-stream")
+
+
+@router.get("/dllm", include_in_schema=False)
+def page() -> RedirectResponse:
+    return RedirectResponse("dllm/")
+
+
+class Endpoint:
+    """What vLLM's plugin interface asks for."""
+
+    name = "dllm"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        app.include_router(router)
+        app.mount("/dllm", StaticFiles(directory=PAGE, html=True), name="dllm")
+
+    async def init_state(
+        self, engine_client: EngineClient | None, state: State, args: Namespace
+    ) -> None:
+        if engine_client is None or not compat.is_ours(engine_client.model_config):
+            return
+        state.dllm_generate = GenerateServing.of(state.openai_serving_completion)

@@ -1,0 +1,200 @@
+"""`/generate` and `/v1/generate`: the routes of other diffusion servers, on vLLM's.
+
+A body is translated into a completion request, so that prompts, parameters, limits,
+adapters, logging and errors are vLLM's own; what is ours is the shape of bodies,
+answers and events.
+"""
+
+import copy
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+
+from vllm_dllm.report import ForwardCount
+
+MASK_CHARACTER = "\N{LIGHT SHADE}"
+DRAFTS = "dllm_stream_drafts"
+
+
+class GenerateRequest(OpenAIBaseModel):
+    """The body: Diffulex's shape, or SGLang's.
+
+    All fields of `/v1/completions` and all `dllm_*` fields may be there as well.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str | list[int] | None = None
+    """Text or token ids."""
+    text: str | None = None
+    """SGLang: the prompt as text."""
+    input_ids: list[int] | None = None
+    """SGLang: the prompt as token ids."""
+    sampling_params: dict[str, Any] = Field(default_factory=dict)
+    """SGLang: `temperature`, `max_new_tokens`, `top_p`, `stop` and so on."""
+    stream: bool = False
+    stream_mode: Literal["block_append", "denoise"] = "block_append"
+    """What a stream is made of: stable text alone, or every step's draft too."""
+
+    def to_completion(self) -> CompletionRequest:
+        """The same as a request to `/v1/completions`.
+
+        Raises:
+            VLLMValidationError: naming the field and what is allowed.
+        """
+        prompts = {
+            name: value
+            for name in ("prompt", "text", "input_ids")
+            if (value := getattr(self, name)) is not None
+        }
+        if len(prompts) != 1:
+            raise VLLMValidationError(
+                f"one of prompt, text and input_ids is needed, got {len(prompts)}",
+                parameter="prompt",
+            )
+        fields = dict(self.model_extra or {})
+        names = {"max_new_tokens": "max_tokens"}
+        for key, value in self.sampling_params.items():
+            name = names.get(key, key)
+            if fields.setdefault(name, value) != value:
+                raise VLLMValidationError(
+                    f"sampling_params.{key}={value!r} and {name}={fields[name]!r} "
+                    "differ",
+                    parameter=name,
+                )
+        if fields.get("n") not in (None, 1):
+            raise VLLMValidationError(
+                f"n={fields['n']!r} is not supported by this route; allowed: 1",
+                parameter="n",
+            )
+        [prompt] = prompts.values()
+        fields |= {"prompt": prompt, "stream": self.stream}
+        if self.stream and self.stream_mode == "denoise":
+            fields[DRAFTS] = True
+        return CompletionRequest.model_validate(fields)
+
+
+class GenerateUsage(OpenAIBaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class GenerateEnd(OpenAIBaseModel):
+    """What an answer ends with, streamed or not."""
+
+    id: str
+    full_text: str
+    """Prompt and answer."""
+    nfe: int | None
+    """Denoising forwards."""
+    finish_reason: str | None
+    stop_reason: int | str | None
+    usage: GenerateUsage
+    dllm_trajectory: list[int] | None
+    """With `dllm_return_trajectory`: the step of its block that decided each token."""
+
+
+class GenerateResponse(GenerateEnd):
+    """An answer that is not streamed."""
+
+    text: str
+    token_ids: list[int]
+
+
+class GenerateServing(OpenAIServingCompletion):
+    """vLLM's completion handler with other answers."""
+
+    @classmethod
+    def of(cls, handler: OpenAIServingCompletion) -> "GenerateServing":
+        """The same handler, answering in this shape."""
+        serving = copy.copy(handler)
+        serving.__class__ = cls
+        return serving
+
+    def request_output_to_completion_response(  # type: ignore[override]
+        self, final_res_batch: list[RequestOutput], *args: Any, **kwargs: Any
+    ) -> GenerateResponse:
+        [result] = final_res_batch
+        [choice] = result.outputs
+        full_text = (result.prompt or "") + choice.text
+        end = end_of(result, full_text, len(choice.token_ids))
+        token_ids = list(choice.token_ids)
+        return GenerateResponse(**dict(end), text=choice.text, token_ids=token_ids)
+
+    async def completion_stream_generator(
+        self,
+        request: CompletionRequest,
+        engine_inputs: list[Any],
+        result_generator: AsyncIterator[tuple[int, RequestOutput]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> AsyncGenerator[str, None]:
+        try:
+            text = self._extract_prompt_text(engine_inputs[0]) or ""
+            sent = 0
+            async for _, result in result_generator:
+                [choice] = result.outputs
+                text, sent = text + choice.text, sent + len(choice.token_ids)
+                draft = (result.kv_transfer_params or {}).get("dllm_draft")
+                if choice.text or choice.token_ids:
+                    yield event(
+                        "append",
+                        text=choice.text,
+                        token_ids=list(choice.token_ids),
+                    )
+                if draft is not None:
+                    yield event("draft", **draft, text=self.render(draft["token_ids"]))
+                if result.finished:
+                    yield event("finish", **end_of(result, text, sent).model_dump())
+        except Exception as error:
+            yield f"data: {self.create_streaming_error_response(error)}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def render(self, token_ids: list[int]) -> str:
+        """A draft as text, with a visible character for each mask (-1)."""
+        tokenizer = self.renderer.tokenizer
+        pieces: list[str] = []
+        run: list[int] = []
+        for token in [*token_ids, -1]:
+            if token >= 0:
+                run.append(token)
+                continue
+            if run and tokenizer is not None:
+                pieces.append(tokenizer.decode(run, skip_special_tokens=True))
+            run = []
+            pieces.append(MASK_CHARACTER)
+        return "".join(pieces[:-1])
+
+
+def event(kind: str, **fields: Any) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n"
+
+
+def end_of(
+    result: RequestOutput, full_text: str, completion_tokens: int
+) -> GenerateEnd:
+    """The end of an answer of `completion_tokens` tokens."""
+    [choice] = result.outputs
+    prompt_tokens = len(result.prompt_token_ids or ())
+    return GenerateEnd(
+        id=result.request_id,
+        full_text=full_text,
+        nfe=ForwardCount.read(choice.spec_decode_metrics),
+        finish_reason=choice.finish_reason,
+        stop_reason=choice.stop_reason,
+        usage=GenerateUsage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        ),
+        dllm_trajectory=(result.kv_transfer_params or {}).get("dllm_trajectory"),
+    )
