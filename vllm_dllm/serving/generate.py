@@ -119,7 +119,7 @@ class GenerateServing(OpenAIServingCompletion):
         serving.__class__ = cls
         return serving
 
-    def request_output_to_completion_response(  # type: ignore[override]
+    def request_output_to_completion_response(
         self, final_res_batch: list[RequestOutput], *args: Any, **kwargs: Any
     ) -> GenerateResponse:
         [result] = final_res_batch
