@@ -30,6 +30,11 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.entrypoints.openai.chat_completion.protocol:"
     "ChatCompletionRequest.to_sampling_params",
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest.to_sampling_params",
+    "vllm.entrypoints.openai.responses.protocol:ResponsesRequest.to_sampling_params",
+    "vllm.entrypoints.openai.chat_completion.protocol:"
+    "ChatCompletionRequest.to_beam_search_params",
+    "vllm.entrypoints.openai.completion.protocol:"
+    "CompletionRequest.to_beam_search_params",
     "vllm.entrypoints.openai.chat_completion.serving:get_max_tokens",
     "vllm.entrypoints.openai.completion.serving:get_max_tokens",
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
@@ -259,21 +264,42 @@ def lift_request_fields() -> None:
     from vllm.config import ModelConfig
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.exceptions import VLLMValidationError
 
     from vllm_dllm.config import DllmConfig
+    from vllm_dllm.models.registry import FAMILIES
     from vllm_dllm.request import check_length
     from vllm_dllm.serving.lift import lift
 
     def mark(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         def get_diff_sampling_param(self: "ModelConfig") -> dict[str, Any]:
-            defaults = function(self)
-            if is_ours(self):
-                defaults = OurDefaults(defaults)
-                defaults.model_config = self
+            stated = function(self)
+            if not is_ours(self):
+                return stated
+            # What the authors decode with, where the checkpoint does not say.
+            [architecture, *_] = FAMILIES.keys() & set(self.architectures)
+            defaults = OurDefaults(FAMILIES[architecture].generation)
+            if self.generation_config not in ("auto", "vllm"):
+                # vLLM would take a default of such a server for its limit.
+                defaults.pop("max_tokens", None)
+            defaults.update(stated)
+            defaults.model_config = self
             return defaults
 
         return get_diff_sampling_param
+
+    def refuse(function: Callable[..., Any]) -> Callable[..., Any]:
+        def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(a, OurDefaults) for a in (*args, *kwargs.values())):
+                raise VLLMValidationError(
+                    "use_beam_search=True is not supported: a block is not decoded "
+                    "token by token",
+                    parameter="use_beam_search",
+                )
+            return function(self, *args, **kwargs)
+
+        return to_beam_search_params
 
     def wrapper(
         function: Callable[..., "SamplingParams"],
@@ -286,6 +312,9 @@ def lift_request_fields() -> None:
                 return params
             config = DllmConfig.of(defaults.model_config)
             limit = params.max_tokens
+            if getattr(self, "echo", False) and params.prompt_logprobs == 0:
+                # vLLM's way to have the prompt in an answer; nobody asked for logprobs.
+                params.prompt_logprobs = None
             try:
                 fields = lift(self.model_extra or {}, config, params.extra_args)
                 # A new dict, because theirs is the request's own `vllm_xargs`.
@@ -305,8 +334,10 @@ def lift_request_fields() -> None:
         return to_sampling_params
 
     wrap_once(ModelConfig, "get_diff_sampling_param", mark)
-    wrap_once(ChatCompletionRequest, "to_sampling_params", wrapper)
-    wrap_once(CompletionRequest, "to_sampling_params", wrapper)
+    for request in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
+        wrap_once(request, "to_sampling_params", wrapper)
+    for request in (ChatCompletionRequest, CompletionRequest):
+        wrap_once(request, "to_beam_search_params", refuse)
 
 
 def report_forwards() -> None:

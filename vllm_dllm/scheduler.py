@@ -184,13 +184,13 @@ class BlockDiffusionScheduler(Scheduler):
                 # With every answer: one that ends at a stop string has no last one.
                 output.spec_decode_metrics = progress.forwards
                 draft = drafts.pop(output.request_id, None)
+                length = request.num_output_tokens
                 if output.finish_reason is not None:
-                    length = request.num_output_tokens
                     finished.append((progress.forwards.num_draft_tokens, length))
-                    trajectory = progress.trajectory[:length] or None
-                    params = client_params(trajectory=trajectory)
-                    output.kv_transfer_params = params or None
-                elif draft is not None:
+                if progress.trajectory:
+                    trajectory = progress.trajectory[:length]
+                    output.kv_transfer_params = client_params(trajectory=trajectory)
+                elif draft is not None and output.finish_reason is None:
                     output.kv_transfer_params = self._draft_params(request, draft)
         for req_id, draft in drafts.items():
             request = requests.get(req_id)

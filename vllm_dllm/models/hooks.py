@@ -19,7 +19,7 @@ from vllm_dllm.models.registry import FAMILIES, Family
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.dllm")  # in vLLM's tree, or nobody sees it
 
 WHOLE_ANSWER_CANVAS = 32
 """What vLLM is told of the canvas where a block is the whole answer; its counters of
@@ -74,7 +74,6 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
             vllm_config.parallel_config.worker_cls = WORKERS[
                 current_platform.device_type
             ]
-        set_generation_defaults(model_config)
         logger.info("Diffusion language model: %s", config)
 
 
@@ -142,14 +141,6 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
             "page_size": vllm_config.cache_config.block_size,
         }
     )
-
-
-def set_generation_defaults(model_config: "ModelConfig") -> None:
-    """Let requests that do not say decode as the authors do."""
-    stated = model_config.get_diff_sampling_param()
-    for name, value in family_of(model_config).generation.items():
-        if {"max_new_tokens": "max_tokens"}.get(name, name) not in stated:
-            model_config.override_generation_config[name] = value
 
 
 def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
@@ -259,6 +250,8 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
         "another scheduler (--scheduler-cls)": (
             vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER)
         ),
+        "watermarks (--watermark-config)": vllm_config.watermark_config is not None,
+        "sampling masks (--return-sampling-mask)": model_config.return_sampling_mask,
         f"--logprobs-mode {model_config.logprobs_mode}": (
             model_config.logprobs_mode != "raw_logprobs"
         ),

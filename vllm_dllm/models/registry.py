@@ -22,7 +22,8 @@ class Family:
     """Tokens that end a turn, whether or not generation_config.json says so. The last
     one is the family's own end of a turn."""
     generation: dict[str, Any] = field(default_factory=dict)
-    """What the authors decode with where generation_config.json does not say."""
+    """Sampling parameters that the authors decode with, for checkpoints whose
+    generation_config.json does not say and requests that do not either."""
 
 
 _LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
@@ -40,7 +41,7 @@ _DREAM_FACTS = {
     "rule_names": {"threshold": "confidence_threshold", "entropy": "neg_entropy"},
 }
 _GREEDY = {"temperature": 0.0}
-_LLADA_GENERATION = {"temperature": 0.0, "max_new_tokens": 128}
+_LLADA_GENERATION = {"temperature": 0.0, "max_tokens": 128}
 _LLADA_MOE = Family(
     model="vllm_dllm.models.llada_moe:LLaDAMoEModelLM",
     config="LLaDAConfig",
@@ -90,7 +91,7 @@ FAMILIES: dict[str, Family] = {
         facts=_DREAM_FACTS,
         mask_tokens=("<|mask|>", "<|dlm_mask|>"),
         stop_tokens=("<|endoftext|>", "<|im_end|>"),
-        generation={"temperature": 0.0, "max_new_tokens": 512},
+        generation={"temperature": 0.0, "max_tokens": 512},
     ),
 }
 """HF `architectures[0]` -> family. Not keyed by `model_type`, which families share."""

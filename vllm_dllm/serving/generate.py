@@ -21,6 +21,8 @@ from vllm_dllm.report import ForwardCount
 
 MASK_CHARACTER = "\N{LIGHT SHADE}"
 DRAFTS = "dllm_stream_drafts"
+MAX_TOKENS = 512
+"""Of requests that do not say, as in Diffulex."""
 
 
 class GenerateRequest(OpenAIBaseModel):
@@ -74,6 +76,13 @@ class GenerateRequest(OpenAIBaseModel):
                 f"n={fields['n']!r} is not supported by this route; allowed: 1",
                 parameter="n",
             )
+        if fields.get("logprobs") is not None:
+            raise VLLMValidationError(
+                f"logprobs={fields['logprobs']!r} is not supported by this route; "
+                "/v1/completions has them",
+                parameter="logprobs",
+            )
+        fields.setdefault("max_tokens", MAX_TOKENS)
         [prompt] = prompts.values()
         fields |= {"prompt": prompt, "stream": self.stream}
         if self.stream and self.stream_mode == "denoise":
@@ -124,7 +133,8 @@ class GenerateServing(OpenAIServingCompletion):
     ) -> GenerateResponse:
         [result] = final_res_batch
         [choice] = result.outputs
-        full_text = (result.prompt or "") + choice.text
+        full_text = self.prompt_text(result.prompt, result.prompt_token_ids)
+        full_text += choice.text
         end = end_of(result, full_text, len(choice.token_ids))
         token_ids = list(choice.token_ids)
         return GenerateResponse(**dict(end), text=choice.text, token_ids=token_ids)
@@ -138,7 +148,11 @@ class GenerateServing(OpenAIServingCompletion):
         **kwargs: Any,
     ) -> AsyncGenerator[str, None]:
         try:
-            text = self._extract_prompt_text(engine_inputs[0]) or ""
+            [engine_input] = engine_inputs
+            text = self.prompt_text(
+                self._extract_prompt_text(engine_input),
+                engine_input.get("prompt_token_ids"),
+            )
             sent = 0
             async for _, result in result_generator:
                 [choice] = result.outputs
@@ -157,6 +171,13 @@ class GenerateServing(OpenAIServingCompletion):
         except Exception as error:
             yield f"data: {self.create_streaming_error_response(error)}\n\n"
         yield "data: [DONE]\n\n"
+
+    def prompt_text(self, text: str | None, token_ids: list[int] | None) -> str:
+        """The prompt as text, however it was given."""
+        tokenizer = self.renderer.tokenizer
+        if text is None and token_ids and tokenizer is not None:
+            text = tokenizer.decode(token_ids)
+        return text or ""
 
     def render(self, token_ids: list[int]) -> str:
         """A draft as text, with a visible character for each mask (-1)."""

@@ -52,7 +52,9 @@ class Metrics:
             TOKENS_PER_FORWARD,
         )
         self.committed_tokens = Counter(
-            "vllm_dllm:committed_tokens", "Tokens handed out.", LABELS
+            "vllm_dllm:committed_tokens",
+            "Tokens decoded for good, those behind the end of an answer included.",
+            LABELS,
         )
         self.revised_tokens = Counter(
             "vllm_dllm:revised_tokens", "Decoded tokens that were replaced.", LABELS

@@ -1,0 +1,150 @@
+"""The tables of docs/parameters.md that follow from the code: `--check` or rewrite.
+
+Names, types, ranges, defaults and descriptions are those of the pydantic models, the
+rules that use a parameter are asked. What is known besides stays in the text around.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from vllm_dllm.cli import FLAGS  # noqa: E402
+from vllm_dllm.config import DllmConfig  # noqa: E402
+from vllm_dllm.decoding.registry import RULES, get_rule  # noqa: E402
+from vllm_dllm.request import (  # noqa: E402
+    FULL_ATTENTION_FIELDS,
+    PREFIX,
+    DllmParams,
+    RuleParams,
+)
+
+PAGE = ROOT / "docs" / "parameters.md"
+PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def server_rows() -> list[list[str]]:
+    """The choices of a server that are not only defaults of its requests."""
+    rows = [["field", "flag", "type and range", "default", "meaning"]]
+    properties = properties_of(DllmConfig)
+    parameters_alone = RuleParams.model_fields.keys() - FLAGS.keys()
+    for name, schema in properties.items():
+        if name in parameters_alone:
+            continue
+        flag = f"--dllm-{name.replace('_', '-')}" if name in FLAGS else ""
+        rows.append(
+            [
+                f"`{name}`",
+                f"`{flag}`" if flag else "",
+                type_of(name, schema),
+                default_of(schema),
+                meaning_of(schema),
+            ]
+        )
+    return rows
+
+
+def request_rows() -> list[list[str]]:
+    """The fields of a request."""
+    rows = [["field", "type and range", "default", "rules that use it", "meaning"]]
+    for name, schema in properties_of(DllmParams).items():
+        rows.append(
+            [
+                f"`{PREFIX}{name}`",
+                type_of(name, schema),
+                default_of(schema),
+                users_of(name),
+                meaning_of(schema),
+            ]
+        )
+    return rows
+
+
+def properties_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each field; that of an optional one without its null."""
+    properties: dict[str, dict[str, Any]] = {}
+    for name, schema in model.model_json_schema()["properties"].items():
+        options = [kind for kind in schema.get("anyOf", []) if kind["type"] != "null"]
+        properties[name] = schema | (options[0] if options else {})
+    return properties
+
+
+def type_of(name: str, schema: dict[str, Any]) -> str:
+    """A type and its range, in words."""
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if name == "algorithm":
+        return "name of a rule"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        limits = [f"{number(low)} to {number(high)}"]
+    else:
+        words = {"at least": low, "above": above, "at most": high, "below": below}
+        limits = [f"{word} {number(n)}" for word, n in words.items() if n is not None]
+    return ", ".join([schema["type"], *limits])
+
+
+def default_of(schema: dict[str, Any]) -> str:
+    """The model's own default; nothing where it has none."""
+    value = schema.get("default")
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"`{value}`" if isinstance(value, str) else number(value)
+
+
+def number(value: float) -> str:
+    """1000000.0 as 1,000,000."""
+    return f"{value:,.10g}"
+
+
+def meaning_of(schema: dict[str, Any]) -> str:
+    return " ".join(schema["description"].split()).replace("|", "\\|")
+
+
+def users_of(name: str) -> str:
+    """The rules that a parameter changes something for."""
+    if name in FULL_ATTENTION_FIELDS:
+        return "all, with full attention"
+    rules = [rule for rule in RULES if name in get_rule(rule).parameters]
+    return ", ".join(f"`{rule}`" for rule in rules) or "all"
+
+
+def table(rows: list[list[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    line = "|---" * len(rows[0]) + "|"
+    return "\n".join([head, line, *body]).replace("|  |", "| |") + "\n"
+
+
+def current(text: str) -> str:
+    """`text` with its generated parts made anew."""
+    tables = {"server": server_rows, "request": request_rows}
+    found = [name for _, name, _ in PART.findall(text)]
+    if sorted(found) != sorted(tables):
+        sys.exit(f"{PAGE}: generated parts are {found}, not {list(tables)}")
+    return PART.sub(lambda part: part[1] + table(tables[part[2]]()) + part[3], text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    args = parser.parse_args()
+    text = PAGE.read_text()
+    made = current(text)
+    if made == text:
+        return
+    if args.check:
+        sys.exit(f"{PAGE} is not current; run: python tools/docs_parameters.py")
+    PAGE.write_text(made)
+
+
+if __name__ == "__main__":
+    main()
