@@ -109,11 +109,11 @@ class DenoisingModelState(ModelState):
         position = input_batch.positions[:num_tokens]
         known = req_states.total_len.gpu[req_slot].long()
         start, length = canvas.block_of(req_slot, known)
-        if canvas.full_attention:
+        drafts = input_batch.num_draft_tokens_per_req  # None in a warm-up
+        if canvas.full_attention and drafts is not None:
             # A step that decides nothing makes the keys of the block's refresh again,
             # when the whole block was masks.
-            decides = torch.from_numpy(input_batch.num_draft_tokens_per_req > 0)
-            decides = decides.to(self.device)
+            decides = torch.from_numpy(drafts > 0).to(self.device)
             known, length = torch.where(decides, known, start), length * decides
         lengths = torch.from_numpy(input_batch.num_scheduled_tokens)
         owner = torch.repeat_interleave(
