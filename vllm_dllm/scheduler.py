@@ -187,11 +187,12 @@ class BlockDiffusionScheduler(Scheduler):
                 length = request.num_output_tokens
                 if output.finish_reason is not None:
                     finished.append((progress.forwards.num_draft_tokens, length))
+                params = {}
                 if progress.trajectory:
-                    trajectory = progress.trajectory[:length]
-                    output.kv_transfer_params = client_params(trajectory=trajectory)
-                elif draft is not None and output.finish_reason is None:
-                    output.kv_transfer_params = self._draft_params(request, draft)
+                    params = client_params(trajectory=progress.trajectory[:length])
+                if draft is not None and output.finish_reason is None:
+                    params |= self._draft_params(request, draft)
+                output.kv_transfer_params = params or None
         for req_id, draft in drafts.items():
             request = requests.get(req_id)
             if request is not None and request.status == RequestStatus.RUNNING:

@@ -165,7 +165,11 @@ class GenerateServing(OpenAIServingCompletion):
                         token_ids=list(choice.token_ids),
                     )
                 if draft is not None:
-                    yield event("draft", **draft, text=self.render(draft["token_ids"]))
+                    ids = draft["token_ids"]
+                    texts = self.token_texts(ids)
+                    yield event(
+                        "draft", **draft, token_texts=texts, text=self.render(ids)
+                    )
                 if result.finished:
                     yield event("finish", **end_of(result, text, sent).model_dump())
         except Exception as error:
@@ -178,6 +182,14 @@ class GenerateServing(OpenAIServingCompletion):
         if text is None and token_ids and tokenizer is not None:
             text = tokenizer.decode(token_ids)
         return text or ""
+
+    def token_texts(self, token_ids: list[int]) -> list[str | None]:
+        """Each token of a draft by itself; None for a mask."""
+        tokenizer = self.renderer.tokenizer
+        return [
+            None if tokenizer is None or token < 0 else tokenizer.decode([token])
+            for token in token_ids
+        ]
 
     def render(self, token_ids: list[int]) -> str:
         """A draft as text, with a visible character for each mask (-1)."""

@@ -1,0 +1,327 @@
+"""The page in a real browser, against a server of the bundled model."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines import EngineSpec, OneAtATime, Server
+from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.request import DllmParams
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = api.expect
+
+pytestmark = pytest.mark.server
+
+TINY = Path(__file__).parents[2] / "models" / "tiny-llada2"
+SUM, ANSWER = "Solve: 12 + 30.", "12 + 30 = 42"
+COUNT_MASKS = """
+window.mostMasks = 0;
+new MutationObserver(() => {
+    const masks = document.querySelectorAll(".answer .mask").length;
+    window.mostMasks = Math.max(window.mostMasks, masks);
+}).observe(document.body, { childList: true, subtree: true, attributes: true });
+"""
+
+
+def chromium_path(playwright: "api.Playwright") -> str | None:
+    """A system's chromium, or the one that `playwright install` puts away."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = [os.environ.get("CHROMIUM"), *map(shutil.which, names)]
+    own = playwright.chromium.executable_path
+    return next((path for path in [*found, own] if path and Path(path).exists()), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["api.Browser"]:
+    with api.sync_playwright() as playwright:
+        path = chromium_path(playwright)
+        if path is None:
+            pytest.skip("no chromium: apt-get install chromium, or set CHROMIUM")
+        # Its sandbox does not work for root, nor in most containers.
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(
+    browser: "api.Browser",
+    running: OneAtATime,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    running.close()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_PLUGINS", "dllm")
+        log = tmp_path_factory.mktemp("page") / "server.log"
+        server = Server(EngineSpec(str(TINY), 32), log)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def page(browser: "api.Browser", server: Server) -> Iterator["api.Page"]:
+    """The page in its own window; it may not fail, nor ask any other host."""
+    context = browser.new_context(viewport={"width": 1100, "height": 720})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    expect.set_options(timeout=30_000)
+    errors, urls = [], []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.on("request", lambda request: urls.append(request.url))
+    page.goto(f"{server.url}/dllm")
+    expect(page.locator("#model-name")).to_have_text(Server.MODEL)
+    yield page
+    context.close()
+    assert not errors
+    assert all(url.startswith(server.url) for url in urls)
+
+
+def column(page: "api.Page", name: str = "A") -> "api.Locator":
+    return page.get_by_role("region", name=f"Column {name}")
+
+
+def choose(column: "api.Locator", rule: str, **fields: str) -> None:
+    column.get_by_label("Decoding rule").select_option(rule)
+    for label, value in fields.items():
+        column.get_by_label(label.replace("_", " "), exact=True).fill(value)
+
+
+def ask(page: "api.Page", text: str) -> None:
+    """Send a message and wait for the end of all answers."""
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    finished(page)
+
+
+def finished(page: "api.Page") -> None:
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator(".answer.running")).to_have_count(0)
+
+
+def counter(answer: "api.Locator", name: str) -> float:
+    return float(answer.locator(f"[data-counter={name}]").inner_text())
+
+
+def test_answer_is_seen_denoising_and_can_be_replayed(page: "api.Page"):
+    """Prevents a page that shows the end of an answer and nothing of its way."""
+    page.evaluate(COUNT_MASKS)
+    choose(column(page), "low_confidence", Steps="32")
+    ask(page, SUM)
+    answer = page.locator(".answer")
+    canvas = answer.locator(".canvas")
+    expect(canvas).to_have_text(ANSWER)
+    assert page.evaluate("mostMasks") > 3
+    assert counter(answer, "tokens") == 9
+    forwards = counter(answer, "forwards")
+    assert forwards > 3
+    assert counter(answer, "perForward") == pytest.approx(9 / forwards, abs=0.006)
+    assert counter(answer, "perSecond") > 0
+    slider = answer.get_by_label("Step shown")
+    slider.fill("0")
+    expect(canvas.locator(".mask").first).to_be_visible()
+    assert counter(answer, "forwards") < forwards
+    slider.press("End")
+    expect(canvas).to_have_text(ANSWER)
+    slider.fill("0")
+    answer.get_by_role("button", name="Replay").click()
+    expect(canvas).to_have_text(ANSWER)
+    expect(canvas.locator(".mask")).to_have_count(0)
+
+
+def test_conversation_goes_with_each_message(page: "api.Page"):
+    """Prevents turns, a system text or a key that never reach the server."""
+    page.locator("#setup summary").click()
+    page.get_by_label("System text").fill("Be short.")
+    page.get_by_label("API key").fill("secret")
+    ask(page, SUM)
+    with page.expect_request("**/tokenize") as caught:
+        ask(page, "Reverse: 12 30 77.")
+    expect(page.locator(".answer .canvas").last).to_have_text("77 30 12")
+    sent = caught.value
+    assert sent.headers["authorization"] == "Bearer secret"
+    messages = sent.post_data_json["messages"]
+    assert [(message["role"], message["content"]) for message in messages] == [
+        ("system", "Be short."),
+        ("user", SUM),
+        ("assistant", ANSWER),
+        ("user", "Reverse: 12 30 77."),
+    ]
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".answer")).to_have_count(0)
+
+
+def test_stop_ends_the_request(page: "api.Page", server: Server):
+    """Prevents an abandoned answer that goes on using the server."""
+
+    def without_end(route: "api.Route") -> None:
+        body = route.request.post_data_json | {"ignore_eos": True, "max_tokens": 900}
+        route.continue_(post_data=body)
+
+    page.route("**/v1/generate", without_end)
+    choose(column(page), "sequential")
+    page.get_by_label("Message", exact=True).fill(SUM)
+    page.keyboard.press("Enter")
+    answer = page.locator(".answer")
+    expect(answer.locator("[data-counter=tokens]")).to_have_text(re.compile("[1-9]"))
+    page.get_by_role("button", name="Stop").click()
+    finished(page)
+    expect(answer.get_by_text("Stopped.")).to_be_visible()
+    assert counter(answer, "tokens") < 900
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    deadline = time.monotonic() + 10
+    while server.metric("num_requests_running"):
+        assert time.monotonic() < deadline, "the request is still running"
+        time.sleep(0.1)
+
+
+def test_refusal_is_shown_in_the_words_of_the_server(page: "api.Page"):
+    """Prevents an error that is swallowed, and one that costs the message."""
+    choose(column(page), "threshold", Threshold="3")
+    ask(page, SUM)
+    expect(
+        page.get_by_role("alert").filter(has_text="dllm_threshold=3")
+    ).to_be_visible()
+    expect(page.get_by_label("Message", exact=True)).to_have_value(SUM)
+    column(page).get_by_role("button", name="Reset").click()
+    page.keyboard.press("Control+Home")
+    page.get_by_label("Message", exact=True).press("Enter")
+    expect(page.locator(".answer .canvas").last).to_have_text(ANSWER)
+
+
+def test_columns_answer_side_by_side(page: "api.Page"):
+    """Prevents columns that share settings, and answers that get mixed up."""
+    ask(page, SUM)
+    page.get_by_role("button", name="Compare").click()
+    expect(column(page, "B").get_by_text(ANSWER)).to_be_visible()
+    choose(column(page, "A"), "threshold", Threshold="0.5")
+    choose(column(page, "B"), "sequential", Max_tokens="64")
+    bodies = []
+    page.on(
+        "request",
+        lambda request: (
+            bodies.append(request.post_data_json)
+            if request.url.endswith("/v1/generate")
+            else None
+        ),
+    )
+    ask(page, "Reverse: 12 30 77.")
+    for name in "AB":
+        canvas = column(page, name).locator(".answer .canvas").last
+        expect(canvas).to_have_text("77 30 12")
+    assert bodies[0].pop("prompt") == bodies[1].pop("prompt")
+    common = {"model": Server.MODEL, "stream": True, "stream_mode": "denoise"}
+    first = {"dllm_algorithm": "threshold", "dllm_threshold": 0.5}
+    second = {"dllm_algorithm": "sequential", "max_tokens": 64}
+    bodies.sort(key=lambda body: body["dllm_algorithm"], reverse=True)
+    assert bodies == [common | first, common | second]
+    page.get_by_role("button", name="Compare").click()
+    expect(column(page, "B")).to_be_hidden()
+
+
+FOCUS = """() => {
+    const element = document.activeElement;
+    const name = element.labels?.[0] ?? element;
+    const { outlineStyle } = getComputedStyle(element);
+    return [element.ariaLabel ?? name.textContent.trim(), outlineStyle !== "none"];
+}"""
+
+
+def test_keyboard_is_enough(page: "api.Page"):
+    """Prevents controls that Tab does not reach, or reaches unseen."""
+    message = page.get_by_label("Message", exact=True)
+    expect(message).to_be_focused()
+    page.keyboard.type("Solve: 12")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("+ 30.")
+    expect(message).to_have_value("Solve: 12\n+ 30.")
+    message.fill("")
+    page.keyboard.type(SUM)
+    page.keyboard.press("Enter")
+    finished(page)
+    expect(page.get_by_role("status")).to_contain_text(ANSWER)
+    page.locator("#setup summary").focus()
+    stops = []
+    while "Send" not in stops and len(stops) < 30:
+        name, is_seen = page.evaluate(FOCUS)
+        assert is_seen, f"the focus on {name!r} cannot be seen"
+        stops.append(name)
+        page.keyboard.press("Tab")
+    assert stops[:4] == [Server.MODEL, "Compare", "New chat", "Server's rule"]
+    for name in ("Decoding rule", "Steps", "Max tokens", "Temperature", "Seed"):
+        assert name in stops
+    assert stops[-2:] == ["Message", "Send"]
+    page.get_by_role("button", name="Compare").press("Space")
+    expect(column(page, "B")).to_be_visible()
+
+
+def test_phone_needs_no_sideways_scroll(page: "api.Page"):
+    """Prevents a layout that only fits a desktop; and motion that nobody wants."""
+    page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.reload()
+    expect(page.locator("#model-name")).to_have_text(Server.MODEL)
+    ask(page, "Sort: 77 12 30 54 91 23.")
+    column(page).locator(".settings > summary").click()
+    page.locator("#setup summary").click()
+    choose(column(page), "credit")
+    for step in ("one column", "two columns"):
+        width = page.evaluate(
+            """() => Math.max(document.documentElement.scrollWidth,
+                ...[...document.querySelectorAll("body *:not(.unseen)")]
+                .map((element) => element.getBoundingClientRect().right))"""
+        )
+        assert width <= 360, step
+        page.get_by_role("button", name="Compare").click()
+    page.get_by_role("button", name="Compare").click()
+    for name in "AB":
+        log = page.get_by_role("region", name=f"Conversation {name}")
+        assert log.bounding_box()["height"] > 150
+    bar = page.locator(".answer .blocks i").first
+    assert bar.evaluate("bar => getComputedStyle(bar).transitionDuration") == "0s"
+
+
+def test_settings_are_those_of_the_server(page: "api.Page"):
+    """Prevents a rule or a parameter that the page knows and the server does not."""
+    page_rules, fields = page.evaluate(
+        """async () => {
+            const { RULES, OF_RULES, FULL_ATTENTION } = await import("./settings.js");
+            return [RULES, Object.keys({ ...OF_RULES, ...FULL_ATTENTION })];
+        }"""
+    )
+    assert {name: set(used) for name, used in page_rules.items()} == {
+        name: set(get_rule(name).parameters) for name in RULES
+    }
+    names = {field.removeprefix("dllm_") for field in fields}
+    assert names <= DllmParams.model_fields.keys()
+    assert {name for used in page_rules.values() for name in used} <= names
+
+
+def test_revised_positions_and_blocks_are_told_apart(page: "api.Page"):
+    """Prevents a replaced token that looks like any other."""
+    cells, blocks = page.evaluate(
+        """async () => {
+            const { Denoising } = await import("./denoising.js");
+            const denoising = new Denoising();
+            const draft = (offset, token_ids, step, nfe) =>
+                denoising.take({ type: "draft", offset, token_ids, step, nfe });
+            draft(0, [5, -1, -1], 0, 1);
+            draft(0, [6, 7, -1], 1, 2);
+            const cells = denoising.last.cells.map((cell) => cell.revised);
+            denoising.take({ type: "append", text: "abc", token_ids: [6, 7, 8] });
+            draft(3, [-1, 9, -1, -1], 0, 3);
+            return [cells, denoising.last.blocks];
+        }"""
+    )
+    assert cells == [True, False, False]
+    assert blocks == [
+        {"size": 3, "masks": 0, "steps": 2},
+        {"size": 4, "masks": 3, "steps": 1},
+    ]

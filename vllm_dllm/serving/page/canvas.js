@@ -1,0 +1,68 @@
+import { arrange, make } from "./dom.js";
+
+/** Steps until a new token looks like the others. */
+const FRESH = 4;
+
+/** Draws a frame: emitted text, then a cell for each position of the canvas. */
+export class Canvas {
+  constructor(texts) {
+    this.texts = texts;
+    this.settled = document.createTextNode("");
+    this.nodes = new Map();
+    this.element = make("div", { class: "canvas", "data-part": "canvas" }, this.settled);
+  }
+
+  draw(pieces, frame) {
+    const emitted = pieces.slice(0, frame.pieces);
+    const isFresh = (piece) => frame.index - piece.frame < FRESH;
+    const fresh = emitted.filter(isFresh);
+    const settled = emitted.filter((piece) => !isFresh(piece));
+    this.settled.data = settled.map((piece) => piece.text).join("");
+    const old = this.nodes;
+    this.nodes = new Map();
+    const keep = (key) => {
+      const node = old.get(key) ?? document.createElement("span");
+      this.nodes.set(key, node);
+      return node;
+    };
+    arrange(this.element, [
+      this.settled,
+      ...fresh.map((piece) => this.piece(keep(piece), piece, frame)),
+      ...frame.cells.map((cell) => this.cell(keep(cell.position), cell, frame)),
+    ]);
+  }
+
+  piece(node, piece, frame) {
+    return dress(node, `emitted ${age(frame.index - piece.frame)}`, piece.text);
+  }
+
+  cell(node, { token, since, revised }, frame) {
+    if (token < 0) return dress(node, "mask", "\u00a0");
+    const steps = frame.index - since;
+    const names = ["token", age(steps)];
+    if (revised && steps < FRESH) names.push("revised");
+    const text = this.texts.of(token);
+    const shown = visible(text);
+    if (shown !== text) names.push("sign");
+    return dress(node, names.join(" "), shown);
+  }
+}
+
+/** A token's text, with signs for what cannot be seen. */
+function visible(text) {
+  // The end of a text or of a turn.
+  if (/^<[|｜].*[|｜]>$/.test(text)) return "∎";
+  if (/^ +$/.test(text)) return text.replaceAll(" ", "␣");
+  // A line is broken when its end is emitted: until then a block keeps its shape.
+  return text.replaceAll("\n", "↵") || "·";
+}
+
+function age(steps) {
+  return steps < FRESH ? `age${Math.max(0, steps)}` : "";
+}
+
+function dress(node, name, text) {
+  if (node.className !== name) node.className = name;
+  if (node.textContent !== text) node.textContent = text;
+  return node;
+}
