@@ -14,7 +14,8 @@ import platform
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import checkpoints
 import torch
-from plain_loop import PlainLoop
+from plain_loop import PlainLoop, Result
 from server import Run, Server, serve
 
 PROMPT = 128
@@ -45,11 +46,16 @@ def median_of(runs: list[Run]) -> dict[str, float]:
     }
 
 
-def measure_loop(loop: PlainLoop, seed: int) -> Run:
+def random_prompt(seed: int) -> list[int]:
+    """The first prompt that the server gets for this seed."""
     rng = random.Random(seed)
-    prompt = [rng.randrange(5, 30000) for _ in range(PROMPT)]
+    return [rng.randrange(5, 30000) for _ in range(PROMPT)]
+
+
+def measure_loop(generate: Callable[[list[int]], Result], seed: int) -> Run:
+    prompt = random_prompt(seed)
     start = time.perf_counter()
-    result = loop.generate(prompt, TOKENS, THRESHOLD, loop.block)
+    result = generate(prompt)
     seconds = time.perf_counter() - start
     forwards = result.forwards
     return Run(len(result.tokens), seconds, forwards, seconds, seconds, forwards)
@@ -70,11 +76,33 @@ def alternate(
     return {name: median_of(values) for name, values in runs.items()}
 
 
-def server_measures(server: Server, **extra: Any) -> dict[str, Callable[[int], Run]]:
+def server_measures(
+    server: Server, concurrency: Iterable[int] = CONCURRENCY, **extra: Any
+) -> dict[str, Callable[[int], Run]]:
     return {
         f"c={c}": lambda seed, c=c: server.run(c, PROMPT, TOKENS, seed, **extra)
-        for c in CONCURRENCY
+        for c in concurrency
     }
+
+
+def conditions(repeats: int) -> dict[str, Any]:
+    """What a file of results says about the machine and the runs."""
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        },
+        "prompt": PROMPT,
+        "tokens": TOKENS,
+        "repeats": repeats,
+    }
+
+
+def write(results: dict[str, Any], out: Path | None) -> None:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1))
 
 
 def main() -> None:
@@ -84,17 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        },
-        "prompt": PROMPT,
-        "tokens": TOKENS,
-        "threshold": THRESHOLD,
-        "repeats": args.repeats,
-    }
+    results = {**conditions(args.repeats), "threshold": THRESHOLD}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for block in args.blocks:
@@ -105,18 +123,17 @@ def main() -> None:
                 measures = server_measures(
                     server, vllm_xargs={"dllm_threshold": THRESHOLD}
                 )
-                measures["plain loop"] = lambda seed, loop=loop: measure_loop(
-                    loop, seed
+                generate = partial(
+                    loop.generate, max_tokens=TOKENS, threshold=THRESHOLD, steps=block
                 )
+                measures["plain loop"] = partial(measure_loop, generate)
                 results[f"block {block}"] = alternate(args.repeats, measures)
         print("qwen3", flush=True)
         checkpoint = checkpoints.make(work / "qwen3", None)
         with serve(checkpoint, log=work / "qwen3.log") as server:
             results["qwen3"] = alternate(args.repeats, server_measures(server))
     show(results)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1))
+    write(results, args.out)
 
 
 def show(results: dict[str, Any]) -> None:
@@ -139,11 +156,14 @@ def show(results: dict[str, Any]) -> None:
             )
             print(f"| {model} | {name} | " + " | ".join(cells) + " |")
         if "plain loop" in rows:
-            ratio = rows["c=1"]["tokens_per_second"]
             print(
-                f"{model}: {ratio / rows['plain loop']['tokens_per_second']:.2f} x the "
-                f"loop; c=8 is {rows['c=8']['tokens_per_second'] / ratio:.2f} x c=1"
+                f"{model}: {ratio(rows, 'c=1', 'plain loop'):.2f} x the loop; "
+                f"c=8 is {ratio(rows, 'c=8', 'c=1'):.2f} x c=1"
             )
+
+
+def ratio(rows: dict[str, dict[str, float]], run: str, base: str) -> float:
+    return rows[run]["tokens_per_second"] / rows[base]["tokens_per_second"]
 
 
 if __name__ == "__main__":

@@ -131,6 +131,8 @@ def serve(model: Path, *flags: str, log: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # A terminated benchmark would leave the server behind: it has its own session.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     url = f"http://127.0.0.1:{port}"
     try:
         while process.poll() is None:
@@ -144,4 +146,8 @@ def serve(model: Path, *flags: str, log: Path) -> Iterator[Server]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # vLLM may hang when it ends while it starts
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -52,10 +52,22 @@ def test_flags_reach_the_engine(parser: FlexibleArgumentParser) -> None:
     config = engine_args(
         parser, *flags.split(), "--dllm-algorithm", "LowConfidence"
     ).create_engine_config()
-    assert DllmConfig.of(config.model_config) == DllmConfig(
+    ours = DllmConfig.of(config.model_config)
+    expected = DllmConfig(
         block_size=8, threshold=0.5, steps=4, algorithm="threshold", mask_token_id=255
     )
+    assert ours == expected.with_facts(ours.facts)
     assert config.diffusion_config.canvas_length == 8
+
+
+def test_the_cache_of_full_attention_has_a_flag(
+    parser: FlexibleArgumentParser,
+) -> None:
+    """A server would be exact and slow, against the operator's wish."""
+    args = engine_args(parser, "--dllm-cache", "dual")
+    args.model = str(GOLDEN / "llada-pub0")
+    ours = DllmConfig.of(args.create_engine_config().model_config)
+    assert ours.cache == "dual"
 
 
 def test_without_flags_nothing_is_added(parser: FlexibleArgumentParser) -> None:
@@ -156,6 +168,7 @@ def test_vllms_config_file_knows_our_flags(
         ("--dllm-block-size", "many", "invalid int value: 'many'"),
         ("--dllm-threshold", "high", "invalid float value: 'high'"),
         ("--dllm-algorithm", "fastest", "invalid choice: 'fastest'"),
+        ("--dllm-cache", "both", "invalid choice: 'both'"),
         ("--dllm-config", "{", "neither a JSON object nor a readable YAML file"),
         ("--dllm-config", "/no/such.yaml", "'/no/such.yaml' is neither"),
         ("--dllm-config", "{}{}", "'{}{}' is neither"),

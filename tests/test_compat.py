@@ -14,7 +14,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from vllm_dllm import compat, plugin
-from vllm_dllm.config import DllmConfig
+from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.models.registry import FAMILIES
 
 
@@ -138,7 +138,7 @@ def test_registering_again_wraps_nothing_twice() -> None:
     once = wrapped_functions()
     plugin.register()
     again = wrapped_functions()
-    assert len(once) == 9
+    assert len(once) == 14
     assert once.keys() == again.keys()
     assert all(once[symbol] is again[symbol] for symbol in once)
 
@@ -162,7 +162,8 @@ def test_architectures_and_configs_are_known_to_vllm() -> None:
     plugin.register()
     assert FAMILIES.keys() <= set(ModelRegistry.get_supported_archs())
     assert FAMILIES.keys() <= MODELS_CONFIG_MAP.keys()
-    assert {"llada2_moe", "sdar", "sdar_moe"} <= _CONFIG_REGISTRY.keys()
+    models = {"llada2_moe", "sdar", "sdar_moe", "llada", "Dream"}
+    assert models <= _CONFIG_REGISTRY.keys()
 
 
 def test_no_architecture_of_vllms_own_is_taken_over() -> None:
@@ -174,12 +175,17 @@ def test_no_architecture_of_vllms_own_is_taken_over() -> None:
 
 def model_config(architecture: str) -> SimpleNamespace:
     """As much of a ModelConfig as the validator looks at."""
-    config = DllmConfig.build({"block_size": 4, "mask_token_id": 255})
-    return SimpleNamespace(
-        architectures=[architecture],
-        is_diffusion=True,
-        hf_config=SimpleNamespace(dllm=config.model_dump()),
+    family = FAMILIES.get(architecture)
+    config = DllmConfig.build(
+        {"block_size": 4, "mask_token_id": 255},
+        {"algorithm": "low_confidence"},
+        facts=Facts(**family.facts) if family else None,
     )
+    model = SimpleNamespace(
+        architectures=[architecture], is_diffusion=True, hf_config=SimpleNamespace()
+    )
+    config.attach(model)
+    return model
 
 
 def test_other_diffusion_models_keep_vllms_validation() -> None:

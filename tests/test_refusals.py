@@ -13,6 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins import load_general_plugins
 
 from tests.golden_cases import GOLDEN
+from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import RuleParams
 
 pytestmark = pytest.mark.timeout(120)
@@ -123,14 +124,14 @@ def test_a_checkpoint_without_a_mask_id_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mask_token_id"):
         configure(model)
     config = configure(model, {"mask_token_id": 255})
-    assert config.model_config.hf_config.dllm["mask_token_id"] == 255
+    assert DllmConfig.of(config.model_config).mask_token_id == 255
 
 
 def test_the_mask_id_may_come_from_the_tokenizer(tmp_path: Path) -> None:
     """Released LLaDA2 checkpoints name the mask in the tokenizer alone."""
     model = changed_copy(LLADA, tmp_path, mask_token_id=None)
     config = configure(model)
-    assert config.model_config.hf_config.dllm["mask_token_id"] == 255
+    assert DllmConfig.of(config.model_config).mask_token_id == 255
 
 
 def test_sliding_window_attention_is_refused(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_an_unsupported_architecture_is_refused(tmp_path: Path) -> None:
 def test_a_server_option_wins_over_the_checkpoint() -> None:
     """The tests above would pass with options that nobody reads."""
     config = configure(SDAR, {"block_size": 8, "threshold": 0.25, "steps": 3})
-    resolved = config.model_config.hf_config.dllm
+    resolved = DllmConfig.of(config.model_config).model_dump()
     said = {
         "block_size": 8,
         "mask_token_id": 255,
@@ -171,6 +172,7 @@ def test_a_server_option_wins_over_the_checkpoint() -> None:
         "threshold": 0.25,
         "steps": 3,
         "cap_steps": False,
+        "cache": "none",
     }
     unsaid = RuleParams.model_fields.keys() - said.keys()
     assert resolved == said | {f: RuleParams.model_fields[f].default for f in unsaid}

@@ -5,13 +5,19 @@ from typing import Any
 import pytest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from vllm_dllm.config import DllmConfig
-from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm import span
+from vllm_dllm.config import DllmConfig, Facts
+from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
+from vllm_dllm.models.registry import FAMILIES
 from vllm_dllm.request import (
+    FULL_ATTENTION_FIELDS,
+    MAX_CREDIT_BLOCK,
     NUMERIC_FIELDS,
     UNSUPPORTED,
     DllmParams,
+    check_length,
     check_sampling_params,
+    plan_of,
     resolve,
 )
 
@@ -34,7 +40,7 @@ def test_a_request_that_says_nothing_gets_the_servers_choices(
 ) -> None:
     """Every client would have to know the settings of the model."""
     assert resolve(extra_args, CONFIG) == DllmParams(
-        algorithm="threshold", threshold=0.7, steps=4
+        algorithm="threshold", threshold=0.7, steps=4, block_length=8
     )
 
 
@@ -42,10 +48,10 @@ def test_a_requests_own_values_win() -> None:
     """A parameter that is accepted and then ignored is worse than a refusal."""
     own = {"dllm_threshold": 0.25, "dllm_steps": 2}
     assert resolve(own, CONFIG) == DllmParams(
-        algorithm="threshold", threshold=0.25, steps=2
+        algorithm="threshold", threshold=0.25, steps=2, block_length=8
     )
     assert resolve({"dllm_algorithm": "sequential"}, CONFIG) == DllmParams(
-        algorithm="sequential", threshold=0.7, steps=4
+        algorithm="sequential", threshold=0.7, steps=4, block_length=8
     )
 
 
@@ -145,12 +151,14 @@ def test_an_unknown_field_is_answered_with_all_known_ones(field: str) -> None:
 @pytest.mark.parametrize("field", NUMERIC_FIELDS)
 def test_a_field_that_the_rule_does_not_use_is_refused(rule: str, field: str) -> None:
     """A user would tune a number that nothing reads."""
-    own = {"dllm_algorithm": rule, f"dllm_{field}": 1}
+    value = 0.5 if field == "eps" else 1  # a time below 1
+    own = {"dllm_algorithm": rule, f"dllm_{field}": value}
     used = get_rule(rule).parameters
     if field in used:
-        assert getattr(resolve(own, CONFIG), field) == 1
+        assert getattr(resolve(own, CONFIG), field) == value
         return
-    with pytest.raises(ValueError, match=f"dllm_{field}=1 has no meaning") as failure:
+    refused = f"dllm_{field}={value} has no meaning"
+    with pytest.raises(ValueError, match=refused) as failure:
         resolve(own, CONFIG)
     named = str(failure.value).partition("which uses ")[2].split(", ")
     assert repr(rule) in str(failure.value)
@@ -176,8 +184,10 @@ def test_every_rule_knows_the_fields_that_are_no_numbers_of_rules(rule: str) -> 
 def test_nothing_is_limited_or_traced_unless_it_is_asked_for() -> None:
     """Answers would end early, or carry a field that no client expects."""
     params = resolve(None, CONFIG)
-    assert (params.max_nfe, params.block_length) == (None, None)
+    assert (params.max_nfe, params.block_length) == (None, 8)
     assert params.return_trajectory is False
+    assert (params.cache, params.cfg_scale) == ("none", 0.0)
+    assert params.logits_eos_inf is params.confidence_eos_eot_inf is False
 
 
 @pytest.mark.parametrize(
@@ -312,3 +322,297 @@ def test_a_check_of_sampling_parameters_is_one_of_our_fields_too() -> None:
     params = SamplingParams(extra_args={"dllm_threshold": 2})
     with pytest.raises(ValueError, match="dllm_threshold=2"):
         check_sampling_params(params, CONFIG)
+
+
+FACTS = Facts(
+    full_attention=True,
+    rule_names={"threshold": "confidence_threshold"},
+    eos_token_id=1,
+    max_model_len=200,
+    max_num_batched_tokens=150,
+    page_size=16,
+)
+FULL = DllmConfig.build(
+    {"mask_token_id": 255, "block_size": 32, "algorithm": "low_confidence"}, facts=FACTS
+)
+WHOLE = DllmConfig.build(
+    {"mask_token_id": 255, "algorithm": "neg_entropy"}, facts=FACTS
+)
+"""A family whose block is the whole answer."""
+
+
+@pytest.mark.parametrize(
+    ("steps", "max_tokens", "block", "per_block"),
+    [
+        (None, 64, 32, 32),
+        (None, 70, 32, 32),
+        (None, 5, 32, 32),
+        (64, 64, 32, 32),
+        (32, 64, 32, 16),
+        (32, 70, 32, 10),  # three blocks, the last of which is cut
+        (1, 64, 32, 1),
+        (2, 96, 32, 1),  # not 0
+        (5, 5, 5, 5),
+        (7, 20, 3, 1),
+        (1_000_000, 64, 32, 500_000),
+    ],
+)
+def test_steps_are_spread_over_the_blocks_of_the_answer(
+    steps: int | None, max_tokens: int, block: int, per_block: int
+) -> None:
+    """The authors' `steps` are those of the whole answer: taken for those of a block,
+    an answer costs many times as much. Without any, a step decodes one token."""
+    own = {} if steps is None else {"dllm_steps": steps}
+    params = resolve({"dllm_block_length": block, **own}, FULL, max_tokens)
+    assert (params.block_length, params.steps) == (block, per_block)
+
+
+def test_the_block_is_the_requests_else_the_servers_else_the_whole_answer() -> None:
+    """Dream's answers are decoded as one block; blocks of 32 are another order."""
+    own = {"dllm_block_length": 8}
+    for config, expected in ((FULL, 32), (WHOLE, 50)):
+        assert resolve(None, config, 50).block_length == expected
+        assert resolve(own, config, 50).block_length == 8
+    params = resolve({"dllm_steps": 10}, WHOLE, 50)
+    assert (params.block_length, params.steps) == (50, 10)
+    assert resolve(None, WHOLE, 50).steps == 50
+
+
+def test_without_the_length_of_the_answer_a_request_can_be_checked() -> None:
+    """vLLM checks parameters before it knows how long an answer may be."""
+    for config in (FULL, WHOLE):
+        assert resolve({"dllm_steps": 10}, config).algorithm == config.algorithm
+        with pytest.raises(ValueError, match="dllm_steps=0"):
+            resolve({"dllm_steps": 0}, config)
+        check_sampling_params(SamplingParams(temperature=0.0), config)
+
+
+def test_the_servers_choices_are_defaults_of_requests_with_full_attention() -> None:
+    """An operator who chose a cache would serve without one."""
+    fields = {"mask_token_id": 255, "cache": "dual", "steps": 20, "alg_temp": 0.5}
+    config = DllmConfig.build(fields, {"algorithm": "origin"}, facts=FACTS)
+    params = resolve(None, config, 10)
+    assert (params.cache, params.steps, params.alg_temp) == ("dual", 20, 0.5)
+    assert params.algorithm == "origin"
+    assert resolve({"dllm_cache": "none"}, config, 10).cache == "none"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cache", "none"),
+        ("cache", "dual"),
+        ("cfg_scale", 0.0),
+        ("cfg_scale", 1.5),
+        ("logits_eos_inf", True),
+        ("logits_eos_inf", 0),
+        ("confidence_eos_eot_inf", 1),
+        ("confidence_eos_eot_inf", False),
+    ],
+)
+def test_fields_of_full_attention_are_refused_for_block_causal_models(
+    field: str, value: Any
+) -> None:
+    """They would do nothing, and the user would believe that they do."""
+    assert field in FULL_ATTENTION_FIELDS
+    with pytest.raises(ValueError, match="block-causal model") as failure:
+        resolve({f"dllm_{field}": value}, CONFIG)
+    assert f"dllm_{field}={value!r} has no meaning" in str(failure.value)
+    assert getattr(resolve({f"dllm_{field}": value}, FULL, 10), field) == value
+
+
+def test_no_field_of_full_attention_is_missing_above() -> None:
+    """A new one could be accepted in silence where it means nothing."""
+    assert set(FULL_ATTENTION_FIELDS) == {
+        "cache",
+        "cfg_scale",
+        "logits_eos_inf",
+        "confidence_eos_eot_inf",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("dllm_cache", "both", "'none', 'prefix' or 'dual'"),
+        ("dllm_cache", None, "'none', 'prefix' or 'dual'"),
+        ("dllm_cache", True, "'none', 'prefix' or 'dual'"),
+        ("dllm_cache", ["dual"], "'none', 'prefix' or 'dual'"),
+        ("dllm_cfg_scale", -0.1, "greater than or equal to 0"),
+        ("dllm_cfg_scale", float("inf"), "finite number"),
+        ("dllm_cfg_scale", float("nan"), "finite number|greater"),
+        ("dllm_cfg_scale", "1", "valid number"),
+        ("dllm_cfg_scale", True, "valid number"),
+        ("dllm_logits_eos_inf", 2, "valid boolean"),
+        ("dllm_logits_eos_inf", "true", "valid boolean"),
+        ("dllm_logits_eos_inf", None, "valid boolean"),
+        ("dllm_confidence_eos_eot_inf", -1, "valid boolean"),
+        ("dllm_confidence_eos_eot_inf", [1], "valid boolean"),
+        ("dllm_eps", 0, "greater than 0"),
+        ("dllm_eps", 1, "less than 1"),
+        ("dllm_eps", float("nan"), "greater|less|finite"),
+        ("dllm_eps", "0.1", "valid number"),
+        ("dllm_alg_temp", -0.1, "greater than or equal to 0"),
+        ("dllm_alg_temp", float("inf"), "finite number"),
+        ("dllm_alg_temp", float("nan"), "finite number|greater"),
+        ("dllm_alg_temp", "hot", "valid number"),
+        ("dllm_block_length", 0, "greater than or equal to 1"),
+        ("dllm_block_length", -32, "greater than or equal to 1"),
+        ("dllm_block_length", 1_000_001, "less than or equal to 1000000"),
+        ("dllm_block_length", 2**63, "less than or equal to 1000000"),
+        ("dllm_block_length", 8.5, "valid integer"),
+        ("dllm_block_length", True, "valid integer"),
+    ],
+)
+def test_limits_of_fields_of_full_attention(
+    field: str, value: Any, allowed: str
+) -> None:
+    """A number that fits no tensor raises in the worker, and ends it for everybody."""
+    rule = rule_with(field.removeprefix("dllm_"))
+    with pytest.raises(ValueError, match=allowed) as failure:
+        resolve({"dllm_algorithm": rule, field: value}, FULL, 10)
+    assert f"{field}={value!r}" in str(failure.value)
+
+
+@pytest.mark.parametrize("field", ["logits_eos_inf", "confidence_eos_eot_inf"])
+@pytest.mark.parametrize(
+    ("value", "meant"), [(0, False), (1, True), (False, False), (True, True)]
+)
+def test_flags_of_full_attention_may_be_numbers(
+    field: str, value: Any, meant: bool
+) -> None:
+    """`vllm_xargs` turns a JSON boolean into 0 or 1."""
+    assert getattr(resolve({f"dllm_{field}": value}, FULL), field) is meant
+
+
+@pytest.mark.parametrize("field", ["logits_eos_inf", "confidence_eos_eot_inf"])
+def test_a_wish_about_an_end_that_nobody_knows_is_refused(field: str) -> None:
+    """It would be granted in words alone."""
+    config = FULL.with_facts(FACTS.model_copy(update={"eos_token_id": None}))
+    for max_tokens in (None, 10):
+        with pytest.raises(ValueError, match=f"dllm_{field}=True.*eos_token_id"):
+            resolve({f"dllm_{field}": True}, config, max_tokens)
+        assert (
+            getattr(resolve({f"dllm_{field}": 0}, config, max_tokens), field) is False
+        )
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("rule", [*RULES, *ALIASES])
+def test_names_of_rules_mean_what_the_familys_authors_mean(
+    architecture: str, rule: str
+) -> None:
+    """`threshold` is `>` for LLaDA2 and SDAR, `>=` for Fast-dLLM; `entropy` is one of
+    Dream's own rules in Dream's scripts."""
+    family = FAMILIES[architecture]
+    facts = Facts(**family.facts)
+    base = {"mask_token_id": 255, "block_size": 32}
+    config = DllmConfig.build(base, facts=facts)
+    meant = ALIASES.get(rule, rule)
+    if facts.full_attention and meant == "threshold":
+        meant = "confidence_threshold"
+    if architecture == "DreamModel" and meant == "entropy":
+        meant = "neg_entropy"
+    assert resolve({"dllm_algorithm": rule}, config, 64).algorithm == meant
+
+
+def test_a_rule_that_a_family_calls_otherwise_has_its_own_fields() -> None:
+    """Those of the rule of that name would be accepted, and not read."""
+    own = {"dllm_algorithm": "threshold", "dllm_threshold": 0.5}
+    assert resolve(own, FULL, 64).threshold == 0.5
+    with pytest.raises(ValueError, match=r"dllm_steps=4 .*'threshold', which uses"):
+        resolve({**own, "dllm_steps": 4}, FULL, 64)
+    facts = FACTS.model_copy(update={"rule_names": {"entropy": "neg_entropy"}})
+    own = {"dllm_algorithm": "entropy", "dllm_alg_temp": 0.5, "dllm_eps": 0.1}
+    assert resolve(own, FULL.with_facts(facts), 64).alg_temp == 0.5
+    with pytest.raises(ValueError, match=r"dllm_alg_temp=0.5 .*'entropy'"):
+        resolve(own, FULL, 64)
+
+
+def test_a_block_of_credit_is_no_longer_than_its_table() -> None:
+    """It keeps a number for each pair of positions: of a long answer, gigabytes."""
+    own = {"dllm_algorithm": "credit"}
+    longest = {**own, "dllm_block_length": MAX_CREDIT_BLOCK}
+    assert resolve(longest, FULL, 1000).block_length == MAX_CREDIT_BLOCK
+    assert resolve(own, WHOLE, MAX_CREDIT_BLOCK).block_length == MAX_CREDIT_BLOCK
+    said = f"block_length={MAX_CREDIT_BLOCK + 1} .*'credit'; allowed: 1 to 256"
+    with pytest.raises(ValueError, match=said):
+        resolve({**own, "dllm_block_length": MAX_CREDIT_BLOCK + 1}, FULL, 1000)
+    with pytest.raises(ValueError, match=said):
+        resolve(own, WHOLE, MAX_CREDIT_BLOCK + 1)
+    assert resolve({"dllm_block_length": 999}, FULL, 1000).block_length == 999
+
+
+def plan(max_tokens: int, prompt_len: int = 10, **own: Any) -> span.Plan:
+    fields = {f"dllm_{name}": value for name, value in own.items()}
+    params = resolve(fields, FULL, max_tokens)
+    return plan_of(params, FULL, prompt_len, max_tokens)
+
+
+def test_the_plan_of_a_request_is_its_models() -> None:
+    """Scheduler and worker both make it from this, and have to make the same."""
+    assert plan(40) == span.FullAttention(span.Grid(10, 32, 74), "none")
+    assert plan(40, block_length=7, cache="dual") == span.FullAttention(
+        span.Grid(10, 7, 52), "dual"
+    )
+    assert plan(190).grid.end == 200  # of max_model_len
+    causal = plan_of(resolve(None, CONFIG, 40), CONFIG, 10, 40)
+    assert causal == span.BlockCausal(span.Grid(0, 8, span.UNBOUNDED))
+
+
+@pytest.mark.parametrize(("max_tokens", "twin"), [(40, 80), (6, 48), (190, 208)])
+def test_the_branch_without_the_prompt_begins_on_a_page(
+    max_tokens: int, twin: int
+) -> None:
+    """A page of both branches would hold keys of one of them."""
+    guided = plan(max_tokens, cfg_scale=0.5)
+    assert isinstance(guided, span.FullAttention)
+    assert guided.twin == twin
+    assert guided.grid == plan(max_tokens).grid
+    assert plan(max_tokens, cfg_scale=0.0) == plan(max_tokens)
+
+
+def test_a_request_that_no_forward_can_hold_is_refused_with_its_numbers() -> None:
+    """It would wait for ever: full attention forwards it whole or not at all."""
+    check_length(None, FULL, prompt_len=50, max_tokens=96)
+    with pytest.raises(ValueError) as failure:
+        check_length(None, FULL, prompt_len=60, max_tokens=65)
+    message = str(failure.value)
+    assert "the prompt (60 tokens) and the canvas (96 tokens" in message
+    assert "max_tokens=65 in blocks of 32" in message
+    assert "are 156 tokens" in message
+    assert "allowed: 150 (max_num_batched_tokens)" in message
+    assert "smaller max_tokens" in message
+    assert "cfg_scale" not in message
+    # A shorter block fits: its canvas is rounded up to less.
+    check_length({"dllm_block_length": 5}, FULL, prompt_len=60, max_tokens=65)
+
+
+def test_a_guided_request_needs_the_room_twice() -> None:
+    """Its second branch would be forwarded past the buffers, or have no pages."""
+    own = {"dllm_cfg_scale": 0.5}
+    check_length(own, FULL, prompt_len=32, max_tokens=32)  # 64 and 64
+    check_length(None, FULL, prompt_len=50, max_tokens=64)
+    with pytest.raises(ValueError) as failure:
+        check_length(own, FULL, prompt_len=50, max_tokens=30)
+    message = str(failure.value)
+    assert "the canvas (32 tokens" in message
+    assert ", twice with dllm_cfg_scale=0.5 are 178 tokens" in message  # 82, on 96
+    assert "allowed: 150 (max_num_batched_tokens)" in message
+    facts = FACTS.model_copy(update={"max_num_batched_tokens": 1000})
+    check_length(own, FULL.with_facts(facts), prompt_len=50, max_tokens=30)
+    with pytest.raises(ValueError, match=r"allowed: 200 \(max_model_len\)"):
+        check_length(own, FULL.with_facts(facts), prompt_len=80, max_tokens=30)
+
+
+def test_the_length_of_a_block_causal_request_is_vllms_to_check() -> None:
+    """Its prompt is forwarded in parts, so a budget is no limit of it."""
+    facts = Facts(max_model_len=200, max_num_batched_tokens=16)
+    check_length(None, CONFIG.with_facts(facts), prompt_len=190, max_tokens=5)
+
+
+def test_a_check_of_the_length_is_one_of_our_fields_too() -> None:
+    """What only the length of the answer shows would be found by the worker."""
+    own = {"dllm_algorithm": "credit", "dllm_block_length": 300}
+    with pytest.raises(ValueError, match="'credit'"):
+        check_length(own, FULL, prompt_len=5, max_tokens=10)

@@ -204,13 +204,13 @@ def _settle_full_attention(
                     "of the text (eos_token_id)"
                 )
     block = params.block_length or config.block_size or max_tokens
-    if block is None or max_tokens is None:
-        return {}
-    if rule == "credit" and block > MAX_CREDIT_BLOCK:
+    if rule == "credit" and block is not None and block > MAX_CREDIT_BLOCK:
         raise ValueError(
             f"{PREFIX}block_length={block} is too long for the decoding rule "
             f"'credit'; allowed: 1 to {MAX_CREDIT_BLOCK}"
         )
+    if block is None or max_tokens is None:
+        return {}
     blocks = max(1, -(-max_tokens // block))
     steps = block if params.steps is None else max(1, params.steps // blocks)
     return {"block_length": block, "steps": steps}

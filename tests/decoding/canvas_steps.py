@@ -32,7 +32,10 @@ UNDEFINED = -1
 
 @dataclass
 class Row:
-    """One request's part of a step, in plain Python."""
+    """One request's part of a step, in plain Python.
+
+    As long as its own block, which may be shorter than that of another row.
+    """
 
     masked: list[bool]
     confidence: list[float]
@@ -59,6 +62,8 @@ class Row:
     credit_beta: float = 0.8
     credit_gamma: float = 0.2
     max_post_steps: int = 2
+    eps: float = 1e-3
+    alg_temp: float = 0.0
 
     def __post_init__(self) -> None:
         self.editable = self.editable or [False] * self.block
@@ -94,6 +99,14 @@ class Row:
             schedule[step] += 1
         return min(schedule[self.step], len(self.masks))
 
+    @property
+    def time(self) -> float:
+        """The share of the masks that Dream's times give to this step, in float32."""
+        if self.step >= self.steps - 1:
+            return 1.0
+        times = torch.linspace(1, self.eps, self.steps + 1)
+        return float(1 - times[self.step + 1] / times[self.step])
+
 
 PARAMETERS: dict[str, Sequence[Any]] = {
     "threshold": PROBABILITIES,
@@ -108,6 +121,8 @@ PARAMETERS: dict[str, Sequence[Any]] = {
     "credit_beta": PROBABILITIES,
     "credit_gamma": PROBABILITIES,
     "max_post_steps": range(4),
+    "eps": (1e-3, 0.1, 0.5),
+    "alg_temp": (0.0, 0.0, 0.1, 1.0),
 }
 
 
@@ -159,10 +174,13 @@ def random_row(draw: Random, block: int) -> Row:
 
 
 def random_batch(seed: int) -> list[Row]:
-    """Rows of one block size, of which there is at least one."""
+    """Rows, of which there is at least one; half of them with a block of their own."""
     draw = Random(seed)
-    block = draw.randint(1, 17)
-    return [random_row(draw, block) for _ in range(draw.randint(1, 5))]
+    longest = draw.randint(1, 17)
+    return [
+        random_row(draw, draw.choice((longest, draw.randint(1, longest))))
+        for _ in range(draw.randint(1, 5))
+    ]
 
 
 BATCHES = [random_batch(seed) for seed in range(200)]
@@ -171,28 +189,38 @@ BATCHES = [random_batch(seed) for seed in range(200)]
 def as_step(batch: list[Row], rule: DecodingRule | None = None) -> CanvasStep:
     """The same rows as the tensors that a rule is given.
 
+    Columns past the block of a row are undefined.
+
     Args:
         rule: it is given what it declares and no more; None: all there is.
     """
     names = ["steps", *PARAMETERS] if rule is None else rule.parameters
-    measures: dict[str, torch.Tensor | None] = {
-        name: torch.tensor([getattr(row, name) for row in batch])
-        if rule is None or name in rule.needs
-        else None
-        for name in ("entropy", "margin", "noise")
-    }
+    width = max(row.block for row in batch)
+
+    def grid(name: str, missing: Any) -> torch.Tensor:
+        rows = [getattr(row, name) for row in batch]
+        return torch.tensor([row + [missing] * (width - len(row)) for row in rows])
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([getattr(row, name) for row in batch])
+
+    def needed(name: str) -> bool:
+        return rule is None or name in rule.needs
+
     return CanvasStep(
-        tokens=torch.tensor([row.tokens for row in batch]),
-        masked=torch.tensor([row.masked for row in batch]),
-        editable=torch.tensor([row.editable for row in batch]),
-        step=torch.tensor([row.step for row in batch]),
-        post_steps=torch.tensor([row.post_steps for row in batch]),
-        candidate=torch.tensor([row.candidate for row in batch]),
-        confidence=torch.tensor([row.confidence for row in batch]),
-        params={
-            name: torch.tensor([getattr(row, name) for row in batch]) for name in names
-        },
-        **measures,
+        tokens=grid("tokens", UNDEFINED),
+        masked=grid("masked", False),
+        editable=grid("editable", False),
+        length=column("block"),
+        step=column("step"),
+        post_steps=column("post_steps"),
+        candidate=grid("candidate", UNDEFINED),
+        confidence=grid("confidence", NAN),
+        entropy=grid("entropy", NAN) if needed("entropy") else None,
+        margin=grid("margin", NAN) if needed("margin") else None,
+        noise=grid("noise", NAN) if needed("noise") else None,
+        time=column("time") if needed("time") else None,
+        params={name: column(name) for name in names},
     )
 
 

@@ -1,5 +1,6 @@
 """The pieces that rules are made of: quota and best."""
 
+from dataclasses import fields
 from random import Random
 
 import torch
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.decoding.canvas_steps import BATCHES, Row, as_step, columns
-from vllm_dllm.decoding.base import best
+from vllm_dllm.decoding.base import CanvasStep, best
+from vllm_dllm.decoding.registry import get_rule
 
 
 def test_the_batches_hold_what_rules_could_stumble_over() -> None:
@@ -20,6 +22,13 @@ def test_the_batches_hold_what_rules_could_stumble_over() -> None:
         "prompt tail": [row.masks and not row.masked[0] for row in rows],
         "editable": [any(row.editable) for row in rows],
         "late": [row.masks and row.step >= row.steps for row in rows],
+        "shorter than another": [
+            row.masks and row.block < max(other.block for other in batch)
+            for batch in BATCHES
+            for row in batch
+        ],
+        "no step of the last": [row.masks and row.time < 1 for row in rows],
+        "by lot": [row.masks and row.alg_temp > 0 for row in rows],
         "ties": [
             len({row.confidence[column] for column in row.masks}) < len(row.masks)
             for row in rows
@@ -36,6 +45,29 @@ def test_the_quota_is_that_of_the_authors_schedule() -> None:
     """Another split of the block over the steps decodes other tokens."""
     for batch in BATCHES:
         assert as_step(batch).quota().tolist() == [row.quota for row in batch]
+
+
+def test_the_quota_is_that_of_the_rows_own_block() -> None:
+    """A short block beside a long one would take more than its steps say."""
+    batch = [Row([True] * block, [0.5] * block, steps=4) for block in (8, 32, 6)]
+    assert as_step(batch).quota().tolist() == [2, 8, 2]
+
+
+def test_some_rows_of_a_step_are_whole_rows() -> None:
+    """A tensor left behind would be that of other requests."""
+    for batch in BATCHES:
+        rows = list(range(len(batch)))[::-2]
+        taken = as_step(batch).take(torch.tensor(rows))
+        expected = as_step([batch[row] for row in rows])
+        width = expected.masked.shape[1]
+        for part in fields(CanvasStep):
+            if part.name == "params":
+                continue
+            got, same = getattr(taken, part.name), getattr(expected, part.name)
+            got = got[:, :width] if got.dim() == 2 else got
+            torch.testing.assert_close(got, same, rtol=0, atol=0, equal_nan=True)
+    none = as_step(BATCHES[0], get_rule("sequential")).take(torch.tensor([0]))
+    assert (none.entropy, none.margin, none.noise, none.time) == (None,) * 4
 
 
 @given(block=st.integers(1, 64), steps=st.integers(1, 80))

@@ -183,7 +183,9 @@ def decode(tasks: list[Task]) -> list[Run]:
                 assert not decision.write[number].any()
                 continue
             state = runs[number].states[-1]
-            columns = zip(state, row.candidate, decision.write[number], strict=True)
+            of_row = decision.write[number].tolist()
+            assert not any(of_row[row.block :])
+            columns = zip(state, row.candidate, of_row[: row.block], strict=True)
             runs[number].states.append(
                 tuple(new if write else old for old, new, write in columns)
             )
@@ -236,6 +238,14 @@ def test_whole_blocks_pass_through_the_same_states(block: int) -> None:
     """A block that ends a forward earlier or later than the authors' differs."""
     for first in range(0, len(TASKS[block]), 5):
         tasks = TASKS[block][first : first + 5]
+        expected = [reference(task).states for task in tasks]
+        assert [run.states for run in decode(tasks)] == expected
+
+
+def test_blocks_of_other_lengths_in_the_batch_change_nothing() -> None:
+    """What lies past a short block would keep it from being done."""
+    for number in range(len(TASKS[1])):
+        tasks = [TASKS[block][number] for block in BLOCKS]
         expected = [reference(task).states for task in tasks]
         assert [run.states for run in decode(tasks)] == expected
 

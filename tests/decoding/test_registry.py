@@ -15,7 +15,7 @@ def test_every_name_leads_to_a_rule(name: str) -> None:
     """A typing slip in the table would end the engine at the first request."""
     rule = get_rule(name)
     measure = [0.5, 0.75]
-    row = uniform_row(measure, entropy=measure, margin=measure, noise=measure)
+    row = uniform_row(measure, entropy=measure, margin=measure, noise=measure, step=1)
     assert written(rule, row) != [set()]
 
 

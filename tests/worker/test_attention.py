@@ -1,6 +1,11 @@
-"""Rows of attention against a dense mask: a query sees its block and those before."""
+"""Rows of attention against a dense mask: a query sees its block and those before.
+
+With full attention: the pages of its whole sequence, and of its own branch alone.
+"""
 
 import random
+from dataclasses import dataclass
+from math import ceil
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_dllm.worker.attention import AttentionRows, block_causal_rows
+from vllm_dllm.worker.attention import (
+    AttentionRows,
+    block_causal_rows,
+    guided_rows,
+    whole_rows,
+)
 
 
 def fake_batch(spans: list[tuple[int, int]], padding: int = 0) -> Any:
@@ -86,6 +96,8 @@ def test_a_row_is_a_block_of_one_request(spans: list[tuple[int, int]]) -> None:
     rows = check(spans, block=4)
     owner = [i for i, (_, length) in enumerate(spans) for _ in range(length // 4)]
     assert rows.owner.tolist() == owner
+    table = torch.arange(6 * len(spans)).view(len(spans), 6)
+    assert torch.equal(rows.block_table(table), table[owner])
     assert rows.query_start.tolist() == list(range(0, 4 * len(owner) + 1, 4))
     assert rows.max_query_len == 4
 
@@ -130,3 +142,148 @@ def test_the_batch_is_left_as_it_was() -> None:
     assert torch.equal(batch.seq_lens, same.seq_lens)
     assert (batch.num_scheduled_tokens == same.num_scheduled_tokens).all()
     assert (batch.query_start_loc_np == same.query_start_loc_np).all()
+
+
+def test_with_full_attention_a_span_is_one_row() -> None:
+    """Split by blocks, its tokens would not see what follows them."""
+    spans = [(0, 20), (12, 4), (8, 11)]
+    ends = torch.tensor([20, 30, 19], dtype=torch.int32)
+    rows = whole_rows(fake_batch(spans, padding=2), 3, ends)
+    assert rows.owner.tolist() == [0, 1, 2]
+    assert rows.query_start.tolist() == [0, 20, 24, 35]
+    assert rows.query_start.dtype == rows.seq_lens.dtype == torch.int32
+    assert rows.seq_lens.tolist() == [20, 30, 19]
+    assert rows.max_query_len == 20
+    table = torch.arange(12).view(3, 4)
+    assert torch.equal(rows.block_table(table), table)
+
+
+PAGE = 4
+
+
+@dataclass
+class Guided:
+    """A request that may be guided: where it lies, what it forwards."""
+
+    end: int
+    twin: int
+    """0: not guided."""
+    start: int = 0
+
+    @property
+    def length(self) -> int:
+        if not self.twin:
+            return self.end - self.start
+        if self.start == 0:
+            return self.twin + self.end
+        return 2 * (self.stop - self.start)
+
+    stop: int = 0
+    """Where a cached step ends."""
+
+    def queries(self) -> list[int]:
+        """First page position of the branch of each token; -1: nobody's."""
+        if not self.twin:
+            return [0] * self.length
+        if self.start == 0:
+            gap = self.twin - self.end
+            return [0] * self.end + [-1] * gap + [self.twin] * self.end
+        half = self.stop - self.start
+        return [0] * half + [self.twin] * half
+
+
+def check_guided(requests: list[Guided]) -> AttentionRows:
+    """Compare the pages that each token reads with those of its branch."""
+    batch = fake_batch([(r.start, r.length) for r in requests], padding=1)
+    rows = guided_rows(
+        batch,
+        np.array([r.end for r in requests]),
+        np.array([r.twin for r in requests]),
+        PAGE,
+        torch.device("cpu"),
+    )
+    pages = max(ceil((r.twin + r.end) / PAGE) for r in requests) + 1
+    # Pages of all requests differ, and are in no order.
+    shuffled = torch.randperm(len(requests) * pages, generator=torch.manual_seed(0))
+    table = shuffled.view(len(requests), pages)
+    tables = rows.block_table(table)
+    assert tables.shape == (len(rows.owner), pages)
+    seen = []
+    for index, keys in enumerate(rows.seq_lens.tolist()):
+        first, last = rows.query_start[index : index + 2].tolist()
+        assert 0 < last - first <= rows.max_query_len
+        read = [(int(tables[index, k // PAGE]), k % PAGE) for k in range(keys)]
+        seen += [read] * (last - first)
+    expected: list[list[tuple[int, int]] | None] = []
+    for index, request in enumerate(requests):
+        for branch in request.queries():
+            keys = range(branch, branch + request.end)
+            read = [(int(table[index, k // PAGE]), k % PAGE) for k in keys]
+            expected.append(None if branch < 0 else read)
+    assert len(seen) == len(expected)
+    for got, wanted in zip(seen, expected, strict=True):
+        if wanted is not None:
+            assert got == wanted
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("requests", "owner"),
+    [
+        ([Guided(10, 12)], [0, 0, 0]),  # a refresh, with a gap between the branches
+        ([Guided(12, 12)], [0, 0]),  # without
+        ([Guided(14, 16, start=9, stop=12)], [0, 0]),  # a step of a dual cache
+        ([Guided(14, 16, start=9, stop=14)], [0, 0]),  # of a prefix cache
+        ([Guided(7, 0), Guided(5, 8), Guided(9, 0, start=6)], [0, 1, 1, 1, 2]),
+        ([Guided(1, 4, start=0)], [0, 0, 0]),
+    ],
+)
+def test_a_branch_sees_its_own_pages_alone(
+    requests: list[Guided], owner: list[int]
+) -> None:
+    """The unconditional branch would see the prompt, or nothing of the answer."""
+    rows = check_guided(requests)
+    assert rows.owner.tolist() == owner
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_guided_requests_mix_with_others(seed: int) -> None:
+    """A row too many shifts all that follow it."""
+    rng = random.Random(seed)
+    requests = []
+    for _ in range(rng.randint(1, 5)):
+        end = rng.randint(2, 30)
+        twin = rng.choice([0, ceil(end / PAGE) * PAGE])
+        start = rng.choice([0, rng.randint(1, end - 1)])
+        requests.append(Guided(end, twin, start, stop=rng.randint(start + 1, end)))
+        if not twin:
+            requests[-1].start = min(start, end - 1)
+    check_guided(requests)
+
+
+def test_guided_rows_have_the_types_of_others() -> None:
+    """A kernel reads int64 lengths as twice as many int32 ones."""
+    rows = check_guided([Guided(10, 12), Guided(5, 0)])
+    assert rows.owner.dtype == torch.int64
+    assert rows.query_start.dtype == rows.seq_lens.dtype == torch.int32
+    assert rows.query_start.device.type == "cpu"
+    tables = rows.block_table(torch.zeros(2, 9, dtype=torch.int32))
+    assert tables.dtype == torch.int32
+
+
+def test_a_shifted_table_stays_within_its_own() -> None:
+    """An index past a row is the next request's page, or out of bounds."""
+    rows = AttentionRows(
+        owner=torch.tensor([1, 1, 0]),
+        query_start=torch.tensor([0, 1, 2, 3], dtype=torch.int32),
+        seq_lens=torch.tensor([4, 4, 4], dtype=torch.int32),
+        max_query_len=1,
+        first_page=torch.tensor([0, 2, 1]),
+    )
+    table = torch.tensor([[10, 11, 12, 13], [20, 21, 22, 23]])
+    shifted = rows.block_table(table)
+    assert shifted[0].tolist() == [20, 21, 22, 23]
+    assert shifted[1, :2].tolist() == [22, 23]
+    assert shifted[2, :3].tolist() == [11, 12, 13]
+    assert set(shifted[1].tolist()) <= {20, 21, 22, 23}
+    assert table.tolist() == [[10, 11, 12, 13], [20, 21, 22, 23]]

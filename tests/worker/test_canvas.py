@@ -2,26 +2,40 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
 from vllm_dllm.decoding.registry import RULES, get_rule
-from vllm_dllm.request import DllmParams
-from vllm_dllm.worker.canvas import Canvas, CanvasBatch
+from vllm_dllm.request import MAX_CREDIT_BLOCK, DllmParams
+from vllm_dllm.span import UNBOUNDED, BlockCausal, FullAttention, Grid, Plan
+from vllm_dllm.worker.canvas import Canvas, CanvasBatch, time_grid
 
 SLOTS, BLOCK, MASK = 5, 4, 99
 CPU = torch.device("cpu")
+BLOCK_CAUSAL = BlockCausal(Grid(0, BLOCK, UNBOUNDED))
 
 
-def new_canvas() -> Canvas:
-    return Canvas(SLOTS, BLOCK, MASK, CPU)
+def new_canvas(full_attention: bool = False) -> Canvas:
+    return Canvas(SLOTS, BLOCK, MASK, CPU, full_attention)
 
 
 def add(
-    canvas: Canvas, name: str, slot: int, rule: str = "threshold", **fields: object
+    canvas: Canvas,
+    name: str,
+    slot: int,
+    rule: str = "threshold",
+    plan: Plan = BLOCK_CAUSAL,
+    **fields: object,
 ) -> None:
     params = DllmParams(**{"algorithm": rule, "steps": 4, **fields})
-    canvas.add_request(name, slot, params, max_len=50)
+    canvas.add_request(name, slot, params, plan, max_len=50)
+
+
+def full(
+    origin: int, block: int, end: int, cache: str = "none", twin: int = 0
+) -> FullAttention:
+    return FullAttention(Grid(origin, block, end), cache, twin)
 
 
 def gather(
@@ -29,9 +43,14 @@ def gather(
 ) -> CanvasBatch:
     return canvas.gather(
         torch.tensor(slots),
+        np.array(slots),
         torch.tensor(known),
         torch.tensor([True] * len(slots) if active is None else active),
     )
+
+
+def time_share(canvas: Canvas, slots: list[int], known: list[int]) -> torch.Tensor:
+    return canvas.time_share(gather(canvas, slots, known), np.array(slots))
 
 
 def take_step(
@@ -44,8 +63,8 @@ def take_step(
 ) -> None:
     """Write column -> token of each request."""
     batch = gather(canvas, slots, known, active)
-    where = torch.zeros(len(slots), BLOCK, dtype=torch.bool)
-    tokens = torch.full((len(slots), BLOCK), 77)  # must not be read where not written
+    where = torch.zeros_like(batch.masked)
+    tokens = torch.full_like(batch.tokens, 77)  # must not be read where not written
     for index, row in enumerate(writes):
         for column, token in row.items():
             where[index, column], tokens[index, column] = True, token
@@ -90,6 +109,7 @@ def test_masked_and_editable_partition_the_canvas(seed: int) -> None:
     batch = gather(canvas, slots, known, active)
     cells = list(zip(*(part.tolist() for part in batch.cell), strict=True))
     assert batch.first.tolist() == [length % BLOCK for length in known]
+    assert batch.length.tolist() == [BLOCK] * len(slots)
     wanted = []
     for index, slot in enumerate(slots):
         first = known[index] % BLOCK
@@ -214,6 +234,7 @@ def test_a_slot_keeps_nothing_of_its_former_request(rule: str) -> None:
     for name in get_rule(rule).parameters:
         assert canvas.params[name][2] == fresh.params[name][2]
     assert canvas.max_len[2] == 50
+    assert canvas.block_of(torch.tensor([2]), torch.tensor([9])) == (8, BLOCK)
 
 
 def test_parameters_arrive_as_they_were_asked_for() -> None:
@@ -242,3 +263,279 @@ def test_what_a_rule_remembers_goes_with_its_request() -> None:
     add(canvas, "a", 3, "credit")
     assert torch.equal(canvas.history[0][3], ids)
     assert torch.equal(canvas.history[1][3], values)
+
+
+def test_a_longer_block_leaves_those_of_other_slots_as_they_are() -> None:
+    """A request that comes would undo what others have decoded."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "a", 0, "credit", full(7, 4, 15))
+    take_step(canvas, [0], [8], [{2: 5, 3: 6}])
+    take_step(canvas, [0], [8], [{1: 7}])
+    assert canvas.history is not None
+    ids, values = torch.arange(16).view(4, 4), torch.rand(4, 4)
+    canvas.history[0][0], canvas.history[1][0] = ids, values
+    add(canvas, "b", 3, "credit", plan=full(20, 11, 31))
+    assert canvas.width == 11
+    tokens, decided_at, step, _ = state(canvas, 0)
+    assert tokens == [MASK, 7, 5, 6] + [MASK] * 7
+    assert (decided_at[:4], step) == ([0, 1, 0, 0], 2)
+    assert torch.equal(canvas.history[0][0, :4, :4], ids)
+    assert torch.equal(canvas.history[1][0, :4, :4], values)
+    assert not canvas.history[0][0, :, 4:].any()
+    assert not canvas.history[1][0, :, 4:].any()
+    batch = gather(canvas, [3, 0], [20, 8])
+    assert batch.masked[0].all()
+    assert batch.masked[1].tolist() == [False] * 11
+    batch = gather(canvas, [0], [7])
+    assert batch.tokens.tolist() == [[MASK, 7, 5, 6]]  # no wider than it must be
+    assert batch.masked.tolist() == [[True, False, False, False]]
+
+
+def test_what_rules_remember_grows_with_blocks_of_their_own_requests() -> None:
+    """A table [slots, block, block] of a block of thousands is larger than the machine;
+    that is why credit has a limit. Other requests have none."""
+    for first, second in (("credit", "threshold"), ("threshold", "credit")):
+        canvas = new_canvas(full_attention=True)
+        for slot, rule in enumerate((first, second)):
+            block = 4 if rule == "credit" else 3 * MAX_CREDIT_BLOCK
+            add(canvas, rule, slot, rule, full(5, block, 5 + block))
+        assert canvas.history is not None
+        assert canvas.history[0][0].numel() <= MAX_CREDIT_BLOCK**2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_blocks_of_different_lengths_are_read_together(seed: int) -> None:
+    """Columns of a long block would be decoded in a short one, past its end."""
+    rng = random.Random(seed)
+    canvas = new_canvas(full_attention=True)
+    plans = []
+    for slot in range(SLOTS):
+        origin, block = rng.randint(1, 30), rng.randint(1, 12)
+        plan = full(origin, block, origin + rng.randint(1, 30))
+        plans.append(plan)
+        add(canvas, str(slot), slot, rng.choice(["threshold", "joint_threshold"]), plan)
+    for slot in range(SLOTS):
+        tokens = [rng.choice([MASK, rng.randrange(90)]) for _ in range(canvas.width)]
+        canvas.tokens[slot] = torch.tensor(tokens)
+    slots = rng.sample(range(SLOTS), 4)
+    grids = [plans[slot].grid for slot in slots]
+    known = [rng.randrange(grid.origin, grid.end) for grid in grids]
+    active = [rng.random() < 0.8 for _ in slots]
+    batch = gather(canvas, slots, known, active)
+    width = max(grid.block for grid in grids)
+    assert batch.tokens.shape == batch.masked.shape == batch.editable.shape
+    assert batch.tokens.shape == batch.decided_at.shape == (4, width)
+    wanted = []
+    for index, (slot, grid) in enumerate(zip(slots, grids, strict=True)):
+        start, end = grid.start_of(known[index]), grid.end_of(known[index])
+        assert int(batch.start[index]) == start
+        assert int(batch.length[index]) == end - start
+        assert int(batch.first[index]) == known[index] - start
+        assert batch.position[index].tolist() == list(range(start, start + width))
+        for column in range(width):
+            inside = active[index] and known[index] <= start + column < end
+            is_mask = bool(canvas.tokens[slot, column] == MASK)
+            assert bool(batch.masked[index, column]) == (inside and is_mask)
+            assert bool(batch.editable[index, column]) == (inside and not is_mask)
+            if inside and (is_mask or canvas.revises[slot]):
+                wanted.append((index, column))
+    cells = list(zip(*(part.tolist() for part in batch.cell), strict=True))
+    assert cells == wanted
+
+
+def test_the_sequence_of_a_short_block_ends_with_it() -> None:
+    """Penalties would count what lies past the end, and bad words read it."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "long", 0, plan=full(3, 9, 12))
+    add(canvas, "short", 1, plan=full(5, 4, 11))
+    take_step(canvas, [0, 1], [3, 6], [{8: 1}, {3: 2}])
+    known = torch.arange(SLOTS * 20).view(SLOTS, 20)
+    batch = gather(canvas, [0, 1], [3, 6])
+    assert batch.sequence(1, known).tolist() == [20, 21, 22, 23, 24, 25, -1, -1, 2]
+    assert batch.sequence(0, known).tolist() == [0, 1, 2, *[-1] * 8, 1]
+    canvas.tokens[1] = MASK
+    batch = gather(canvas, [0, 1], [3, 9])  # the last block, cut at the end
+    assert batch.length.tolist() == [9, 2]
+    assert batch.sequence(1, known).tolist() == [*range(20, 29), -1, -1]
+
+
+def test_no_block_is_past_the_end() -> None:
+    """Positions past the longest request have no pages."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "a", 0, plan=full(5, 8, 16))
+    batch = gather(canvas, [0], [13])
+    assert (batch.start.tolist(), batch.length.tolist()) == ([13], [3])
+    assert batch.masked.tolist() == [[True] * 3 + [False] * 5]
+    take_step(canvas, [0], [13], [{0: 1, 2: 3}])
+    batch = gather(canvas, [0], [14])
+    assert batch.masked.tolist() == [[False, True] + [False] * 6]
+    assert batch.editable.tolist() == [[False, False, True] + [False] * 5]
+
+
+def test_a_step_without_a_mask_is_counted_by_the_blocks_own_length() -> None:
+    """Masks past the end of a short block would keep it from being done."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "a", 0, "joint_threshold", full(5, 2, 7))
+    add(canvas, "b", 1, plan=full(5, 6, 11))
+    take_step(canvas, [0, 1], [5, 5], [{0: 1, 1: 2}, {5: 3}])
+    batch = gather(canvas, [0, 1], [5, 5])
+    assert batch.post_steps.tolist() == [1, 0]
+
+
+def test_a_finished_short_block_leaves_the_others_of_the_step() -> None:
+    """The widths of the canvas and of the step differ, and each slot keeps its own."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "wide", 4, plan=full(3, 10, 13))
+    add(canvas, "a", 0, plan=full(5, 2, 9))
+    add(canvas, "b", 1, plan=full(5, 6, 11))
+    take_step(canvas, [4], [3], [{9: 8}])
+    writes = [{0: 1, 1: 2}, {5: 3}]
+    take_step(canvas, [0, 1], [5, 5], writes, finished=[True, False])
+    assert state(canvas, 0) == ([MASK] * 10, [0] * 10, 0, 0)
+    assert state(canvas, 1) == ([MASK] * 5 + [3] + [MASK] * 4, [0] * 10, 1, 0)
+    assert state(canvas, 4) == ([MASK] * 9 + [8], [0] * 10, 1, 0)
+
+
+@pytest.mark.parametrize(("own", "other"), [(3, 8), (8, 3)])
+def test_a_suspended_block_goes_on_in_a_canvas_of_another_width(
+    own: int, other: int
+) -> None:
+    """Tokens past its end, of the slot's last request, would be taken for its own."""
+    canvas = new_canvas(full_attention=True)
+    plan = full(5, own, 5 + 2 * own)
+    add(canvas, "a", 0, "credit", plan)
+    take_step(canvas, [0], [5], [{own - 1: 5}])
+    take_step(canvas, [0], [5], [{1: 6}])
+    assert canvas.history is not None
+    ids, values = torch.arange(own * own).view(own, own), torch.rand(own, own)
+    canvas.history[0][0, :own, :own], canvas.history[1][0, :own, :own] = ids, values
+    before = state(canvas, 0)
+    canvas.suspend("a", 0)
+    for slot in (0, 3):
+        add(canvas, f"b{slot}", slot, "credit", full(5, other, 5 + other))
+        take_step(canvas, [slot], [5], [{c: 40 + c for c in range(other)}])
+        canvas.history[0][slot], canvas.history[1][slot] = 9, 9.0
+    add(canvas, "a", 3, "credit", plan)
+    after = state(canvas, 3)
+    assert [row[:own] for row in after[:2]] == [row[:own] for row in before[:2]]
+    assert after[2:] == before[2:] == (2, 0)
+    assert after[0][own:] == [MASK] * (canvas.width - own)
+    assert torch.equal(canvas.history[0][3, :own, :own], ids)
+    assert torch.equal(canvas.history[1][3, :own, :own], values)
+    batch = gather(canvas, [3], [5])
+    assert batch.masked.sum() == own - 2
+
+
+def test_a_slot_keeps_nothing_of_a_former_guided_request() -> None:
+    """An unguided request would be moved away from what is in its own pages."""
+    canvas = new_canvas(full_attention=True)
+    slots = np.array([2])
+    add(canvas, "old", 2, plan=full(5, 6, 17, "dual", 32), cfg_scale=1.5)
+    assert canvas.any_guided(slots) and not canvas.any_guided(np.array([0, 1, 3]))
+    assert (int(canvas.twin[2]), float(canvas.cfg_scale[2])) == (32, 1.5)
+    assert bool(canvas.reuses[2])
+    add(canvas, "new", 2, plan=full(7, 3, 13))
+    assert not canvas.any_guided(slots)
+    assert (int(canvas.twin[2]), float(canvas.cfg_scale[2])) == (0, 0.0)
+    assert (int(canvas.twin_np[2]), int(canvas.end_np[2])) == (0, 13)
+    assert not bool(canvas.reuses[2])
+    assert gather(canvas, [2], [7]).guided is None
+
+
+def test_the_cells_of_guided_requests_are_named() -> None:
+    """Guidance of an unguided request, or of a neighbour's rows, changes its tokens."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "a", 0, plan=full(5, 3, 8))
+    add(canvas, "b", 1, plan=full(5, 4, 9, twin=16), cfg_scale=1.0)
+    add(canvas, "c", 2, plan=full(5, 2, 7))
+    take_step(canvas, [1], [5], [{2: 7}])
+    batch = gather(canvas, [0, 1, 2], [5, 5, 5])
+    assert batch.guided is not None
+    cells = [(int(batch.cell[0][i]), int(batch.cell[1][i])) for i in batch.guided]
+    assert cells == [(1, 0), (1, 1), (1, 3)]
+
+
+def test_the_unconditional_branch_follows_its_half_of_the_span() -> None:
+    """Rows of another position would guide the tokens."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "a", 0, plan=full(5, 4, 13, "dual", 16), cfg_scale=1.0)
+    slot, start = torch.tensor([0, 0]), torch.tensor([0, 9])
+    length = torch.tensor([16 + 13, 8])
+    assert canvas.twin_row(slot, start, length).tolist() == [16, 4]
+
+
+def share_by_hand(steps: int, eps: float, step: int) -> float:
+    if step >= steps - 1:
+        return 1.0
+    times = torch.linspace(1, eps, steps + 1)
+    return float(1 - times[step + 1] / times[step])
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.5])
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_the_time_of_each_step_is_the_authors(steps: int, eps: float) -> None:
+    """A bit of it decides whether a step takes a token."""
+    expected = [share_by_hand(steps, eps, step) for step in range(steps)]
+    grid = time_grid(steps, eps)
+    assert grid.dtype == torch.float32
+    assert grid.tolist() == expected
+
+
+def test_requests_with_other_steps_have_their_own_times() -> None:
+    """A request with few steps would still be decoding when it should be done."""
+    canvas = new_canvas(full_attention=True)
+    wishes = {0: (3, 1e-3), 1: (9, 0.1), 2: (1, 0.5)}
+
+    def check(slots: list[int]) -> None:
+        for step in range(12):
+            for slot in slots:
+                canvas.step[slot] = step
+            batch = gather(canvas, slots, [5] * len(slots))
+            expected = [share_by_hand(*wishes[slot], step) for slot in slots]
+            assert canvas.time_share(batch, batch.slot.numpy()).tolist() == expected
+
+    for slot, (steps, eps) in wishes.items():
+        rule = "maskgit_plus"
+        add(canvas, str(slot), slot, rule, full(5, 8, 13), steps=steps, eps=eps)
+        check([done for done in wishes if done <= slot])
+    wishes[1] = (2, 0.25)  # the next request in the slot takes fewer
+    add(canvas, "next", 1, "origin", full(5, 8, 13), steps=2, eps=0.25)
+    check([2, 1, 0])
+
+
+def test_times_are_there_beside_requests_of_other_rules() -> None:
+    """A batch of several rules asks for the times of all."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "a", 0, "neg_entropy", full(5, 8, 13), steps=4)
+    add(canvas, "b", 1, "low_confidence", full(5, 8, 13), steps=4)
+    canvas.step[1] = 50
+    share = time_share(canvas, [1, 0], [5, 5])
+    assert share[1] == share_by_hand(4, 1e-3, 0)
+
+
+def test_a_request_of_many_steps_takes_no_room_in_every_slot() -> None:
+    """The most that a request may ask for, in a table of all slots, is gigabytes."""
+    canvas = new_canvas(full_attention=True)
+    steps = 1_000_000
+    add(canvas, "a", 0, "maskgit_plus", full(5, 8, 13), steps=steps)
+    tables = [v for v in vars(canvas).values() if isinstance(v, torch.Tensor)]
+    held = sum(v.numel() for v in (*tables, *canvas.time.values()))
+    assert held < 2 * steps
+    for step in (0, 1, 499_999, 999_998, 999_999):
+        canvas.step[0] = step
+        (share,) = time_share(canvas, [0], [5]).tolist()
+        assert share == share_by_hand(steps, 1e-3, step)
+
+
+def test_a_resumed_request_goes_on_in_its_times() -> None:
+    """It would begin them again, and take more steps than it was given."""
+    canvas = new_canvas(full_attention=True)
+    plan = full(5, 8, 13)
+    add(canvas, "a", 0, "maskgit_plus", plan, steps=6)
+    take_step(canvas, [0], [5], [{3: 5}])
+    take_step(canvas, [0], [5], [{}])
+    canvas.suspend("a", 0)
+    add(canvas, "b", 0, "maskgit_plus", plan, steps=2)
+    add(canvas, "a", 3, "maskgit_plus", plan, steps=6)
+    share = time_share(canvas, [3], [5])
+    assert share.tolist() == [share_by_hand(6, 1e-3, 2)]

@@ -2,18 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.outputs import LogprobsTensors
 
 from vllm_dllm.request import DllmParams
+from vllm_dllm.span import UNBOUNDED, BlockCausal, FullAttention, Grid, Plan
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
 from vllm_dllm.worker.logprobs import Logprobs
 
 SLOTS, BLOCK, VOCAB, MASK = 4, 4, 12, 11
 CPU = torch.device("cpu")
 PARAMS = DllmParams(algorithm="joint_threshold", steps=4)
+BLOCK_CAUSAL = BlockCausal(Grid(0, BLOCK, UNBOUNDED))
 
 
 class Desk:
@@ -21,13 +24,16 @@ class Desk:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.canvas = Canvas(SLOTS, BLOCK, MASK, CPU)
-        self.logprobs = Logprobs(BLOCK, VOCAB, MASK, CPU)
+        self.logprobs = Logprobs(VOCAB, MASK, CPU)
         self.generator = torch.Generator().manual_seed(0)
         self.dtype = dtype
 
-    def add(self, name: str, slot: int, logprobs: int | None) -> None:
-        self.canvas.add_request(name, slot, PARAMS, max_len=50)
-        self.logprobs.add_request(name, slot, SamplingParams(logprobs=logprobs))
+    def add(
+        self, name: str, slot: int, logprobs: int | None, plan: Plan = BLOCK_CAUSAL
+    ) -> None:
+        self.canvas.add_request(name, slot, PARAMS, plan, max_len=50)
+        params = SamplingParams(logprobs=logprobs)
+        self.logprobs.add_request(name, slot, params, plan.grid.block)
 
     def suspend(self, name: str, slot: int) -> None:
         self.canvas.suspend(name, slot)
@@ -45,8 +51,8 @@ class Desk:
         request, column = batch.cell
         logits = torch.randn(len(request), VOCAB, generator=self.generator) * 3
         logits = logits.to(self.dtype)
-        write = torch.zeros(len(slots), BLOCK, dtype=torch.bool)
-        candidate = torch.zeros(len(slots), BLOCK, dtype=torch.int64)
+        write = torch.zeros_like(batch.masked)
+        candidate = torch.zeros_like(batch.tokens)
         for index, row in enumerate(writes):
             for place, token in row.items():
                 write[index, place], candidate[index, place] = True, token
@@ -65,7 +71,9 @@ class Desk:
 
     def gather(self, slots: list[int], known: list[int]) -> CanvasBatch:
         active = torch.ones(len(slots), dtype=torch.bool)
-        return self.canvas.gather(torch.tensor(slots), torch.tensor(known), active)
+        return self.canvas.gather(
+            torch.tensor(slots), np.array(slots), torch.tensor(known), active
+        )
 
     def hand_out(
         self, slots: list[int], first: list[int], count: list[int]
@@ -163,6 +171,25 @@ def test_parts_of_a_block_leave_one_after_another() -> None:
     handed = desk.hand_out([2], [1], [2])
     check(handed, 0, 5, second[2, 1], 1)
     check(handed, 1, 4, first[2, 2], 1)
+
+
+def test_blocks_of_different_lengths_keep_logprobs_of_their_own() -> None:
+    """Kept in the width of one of them, the end of the longer one has no place."""
+    desk = Desk()
+    short, long = Grid(9, 3, 15), Grid(9, 7, 30)
+    desk.add("a", 0, 1, FullAttention(short, "none"))
+    desk.add("b", 2, 2, FullAttention(long, "none"))
+    first = desk.step([2, 0], [9, 9], [{6: 1, 0: 2}, {0: 3, 2: 4}])
+    second = desk.step([0, 2], [10, 10], [{1: 5}, {1: 6}])
+    handed = desk.hand_out([0, 2], [1, 1], [2, 1])
+    check(handed, 0, 5, second[0, 1], 1)
+    check(handed, 1, 4, first[0, 2], 1)
+    check(handed, 2, 6, second[2, 1], 2)
+    check(desk.hand_out([2], [6], [1]), 0, 1, first[2, 6], 2)
+    desk.suspend("b", 2)
+    desk.add("c", 2, 0, FullAttention(short, "none"))
+    desk.add("b", 3, 2, FullAttention(long, "none"))
+    check(desk.hand_out([3], [6], [1]), 0, 1, first[2, 6], 2)
 
 
 def test_a_step_without_tokens_hands_out_empty_rows() -> None:

@@ -164,6 +164,8 @@ def best(score: torch.Tensor, among: torch.Tensor, count: torch.Tensor) -> torch
     Returns:
         [n, block] bool tensor.
     """
+    # Below every score, one that overflowed included.
+    score = score.clamp(min=torch.finfo(score.dtype).min)
     score = score.masked_fill(~among, float("-inf"))
     order = score.sort(dim=1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(

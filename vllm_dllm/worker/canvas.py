@@ -115,8 +115,9 @@ class Canvas:
         self.step = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.post_steps = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.history: tuple[torch.Tensor, torch.Tensor] | None = None
-        """Tokens and values [num_slots, width, width] of rules that reshape logits
-        (decoding/base.py); made when the first request wants it."""
+        """Tokens and values [num_slots, block, block] of rules that reshape logits
+        (decoding/base.py); made when the first request wants it, and grows with the
+        blocks of such requests alone."""
 
         # Set by add_request.
         self.params = {
@@ -144,9 +145,9 @@ class Canvas:
         """Known tokens (prompt and answer) at which the request ends."""
         self.algorithm = np.full(num_slots, "", dtype=object)
         self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self.time: torch.Tensor | None = None
-        """Share of the masks that each step of a block decides, [num_slots, steps]
-        float32; made when the first request wants it."""
+        self.time: dict[int, torch.Tensor] = {}
+        """Slot -> share of the masks that each step of a block decides, [steps]
+        float32; of rules that want it."""
         self.traced: set[int] = set()
         """Slots whose request wants to know when its tokens were decided."""
         self.watched: set[int] = set()
@@ -181,14 +182,13 @@ class Canvas:
         ):
             (slots.add if wanted else slots.discard)(slot)
         self._widen(grid.block)
-        if rule.reshapes and self.history is None:
-            shape = (*self.tokens.shape, self.width)
-            self.history = (
-                self.tokens.new_zeros(shape),
-                self.tokens.new_zeros(shape, dtype=torch.float32),
-            )
+        if rule.reshapes:
+            self._remember(grid.block)
+        self.time.pop(slot, None)
         if "time" in rule.needs:
-            self._set_time(slot, params)
+            assert params.steps is not None
+            share = time_grid(params.steps, params.eps)
+            self.time[slot] = share.to(self.step.device)
         saved = self._suspended.pop(req_id, None)
         self.tokens[slot] = self.mask_token_id
         self.decided_at[slot] = 0
@@ -198,34 +198,29 @@ class Canvas:
             width = len(saved.tokens)
             self.tokens[slot, :width] = saved.tokens
             self.decided_at[slot, :width] = saved.decided_at
-            if saved.history is not None and self.history is not None:
+            if saved.history is not None:
+                assert self.history is not None
                 for table, part in zip(self.history, saved.history, strict=True):
                     table[slot, :width, :width] = part
 
     def _widen(self, width: int) -> None:
         """Make room for blocks of `width` positions."""
         missing = width - self.width
-        if missing <= 0:
-            return
-        pad = torch.nn.functional.pad
-        self.tokens = pad(self.tokens, (0, missing), value=self.mask_token_id)
-        self.decided_at = pad(self.decided_at, (0, missing))
-        if self.history is not None:
-            tokens, values = self.history
-            both = (0, missing, 0, missing)
-            self.history = pad(tokens, both), pad(values, both)
-
-    def _set_time(self, slot: int, params: DllmParams) -> None:
-        """Fill in the share of the masks that each step of a block decides."""
-        assert params.steps is not None
-        share = time_grid(params.steps, params.eps)
-        if self.time is None:
-            self.time = torch.ones(len(self.step), 0, device=self.step.device)
-        missing = len(share) - self.time.shape[1]
         if missing > 0:
-            self.time = torch.nn.functional.pad(self.time, (0, missing), value=1.0)
-        self.time[slot] = 1.0
-        self.time[slot, : len(share)] = share.to(self.time.device)
+            pad = torch.nn.functional.pad
+            self.tokens = pad(self.tokens, (0, missing), value=self.mask_token_id)
+            self.decided_at = pad(self.decided_at, (0, missing))
+
+    def _remember(self, width: int) -> None:
+        """Make room for what a rule remembers of a block of `width` positions."""
+        if self.history is None:
+            tokens = self.tokens.new_zeros(len(self.tokens), width, width)
+            self.history = tokens, torch.zeros_like(tokens, dtype=torch.float32)
+        missing = width - self.history[0].shape[1]
+        if missing > 0:
+            tokens, values = self.history
+            pad, both = torch.nn.functional.pad, (0, missing, 0, missing)
+            self.history = pad(tokens, both), pad(values, both)
 
     def gather(
         self,
@@ -301,10 +296,15 @@ class Canvas:
         same_block = self.block_of(slot, known_after)[0] == start
         return torch.where(same_block & self.reuses[slot], start, 0)
 
-    def time_share(self, batch: CanvasBatch) -> torch.Tensor:
-        """[n] float32: share of the masks that Dream's rules decide in this step."""
-        assert self.time is not None
-        return self.time[batch.slot, batch.step.clamp(max=self.time.shape[1] - 1)]
+    def time_share(self, batch: CanvasBatch, slot_np: np.ndarray) -> torch.Tensor:
+        """[n] float32: share of the masks that Dream's rules decide in this step; 0 for
+        other rules. `slot_np`: the batch's slots on the CPU."""
+        share = torch.zeros(len(slot_np), device=batch.step.device)
+        for index, slot in enumerate(slot_np.tolist()):
+            if (grid := self.time.get(slot)) is not None:
+                step = batch.step[index : index + 1].clamp(max=len(grid) - 1)
+                share[index : index + 1] = grid.index_select(0, step)
+        return share
 
     def block_of(
         self, slot: torch.Tensor, known: torch.Tensor
@@ -335,17 +335,20 @@ class Canvas:
         Positions decoded out of order are not known to the scheduler. Masking them
         again would decode them in another order, and so to other tokens.
         """
-        width = self.block_np[slot]
+        block = slice(int(self.block_np[slot]))
+        history = None
+        if self.history is not None and get_rule(self.algorithm[slot]).reshapes:
+            tokens, values = self.history
+            history = (
+                tokens[slot, block, block].clone(),
+                values[slot, block, block].clone(),
+            )
         self._suspended[req_id] = SavedBlock(
-            self.tokens[slot, :width].clone(),
-            self.decided_at[slot, :width].clone(),
+            self.tokens[slot, block].clone(),
+            self.decided_at[slot, block].clone(),
             int(self.step[slot]),
             int(self.post_steps[slot]),
-            self.history
-            and (
-                self.history[0][slot, :width, :width].clone(),
-                self.history[1][slot, :width, :width].clone(),
-            ),
+            history,
         )
 
     def forget(self, req_id: str) -> None:

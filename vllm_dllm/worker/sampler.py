@@ -122,7 +122,7 @@ class DenoisingSampler:
             needs & {"entropy", "margin"},
             all_token_ids,
         )
-        canvas_step = self._canvas_step(found, batch, needs)
+        canvas_step = self._canvas_step(found, batch, slot_np, needs)
         write, done = self._decide(canvas_step, batch, slot_np, list(rules))
         candidate = canvas_step.candidate
         self.sampling.drop_bad_words(
@@ -231,7 +231,11 @@ class DenoisingSampler:
         return report
 
     def _canvas_step(
-        self, found: Candidates, batch: CanvasBatch, needs: set[str]
+        self,
+        found: Candidates,
+        batch: CanvasBatch,
+        slot_np: np.ndarray,
+        needs: set[str],
     ) -> CanvasStep:
         """Rows of candidates to [n, width]."""
 
@@ -252,7 +256,7 @@ class DenoisingSampler:
             entropy=None if found.entropy is None else spread(found.entropy),
             margin=None if found.margin is None else spread(found.margin),
             noise=self.sampling.order_noise(batch) if "noise" in needs else None,
-            time=self.canvas.time_share(batch) if "time" in needs else None,
+            time=self.canvas.time_share(batch, slot_np) if "time" in needs else None,
             params={},
         )
 

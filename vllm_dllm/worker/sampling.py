@@ -82,7 +82,8 @@ class Sampling:
             batch.step.unsqueeze(1),
             ORDER_STREAM,
         )
-        return noise.float()
+        # Rounding to float32 must not make 1 of it.
+        return noise.float().clamp(max=1 - 2**-24)
 
     def propose(
         self,
@@ -135,8 +136,7 @@ class Sampling:
                 part = tile[mine]
                 self.rules[slot_np[index]].apply(part, position[mine], sequence)
                 tile[mine] = part
-        if self.facts.eos_token_id is not None:
-            tile[self.no_eos[slot], self.facts.eos_token_id] = float("-inf")
+        self._ban_eos(tile, slot)
         clean = tile.softmax(dim=1) if self.facts.clean_confidence else None
         noise = uniform(self.seed[slot], position, batch.step[request], TOKEN_STREAM)
         filters = SamplingFilters(
@@ -152,6 +152,21 @@ class Sampling:
         if found.entropy is not None and found.margin is not None:
             found.entropy[rows] = entropy(probs)
             found.margin[rows] = margin(probs)
+
+    def _ban_eos(self, logits: torch.Tensor, slot: torch.Tensor) -> None:
+        """Take the end of the text from requests that never want it, where there is
+        another token.
+
+        Args:
+            logits: [rows, vocab]; changed in place.
+            slot: [rows].
+        """
+        eos, banned = self.facts.eos_token_id, self.no_eos[slot]
+        if eos is None or not banned.any():
+            return
+        logits[banned, eos] = float("-inf")
+        nothing_left = banned & (logits.amax(dim=1) == float("-inf"))
+        logits[nothing_left, eos] = 0
 
     def _without_ends(self, probs: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
         """Take ends out of the probabilities of those requests that want them last.

@@ -1,0 +1,168 @@
+"""Our server against plain loops on a model with full attention, one run.
+
+    python benchmarks/full_attention.py --out docs/benchmarks/full_attention.json
+
+Every cache of the authors: none (LLaDA's `generate`, two tokens per forward), and
+Fast-dLLM's prefix and dual, which decode by a threshold. One compute thread on each
+side; nothing else may run meanwhile. Alternating runs, medians, the same prompts on
+both sides. Weights are random, with attention and head scaled so that a threshold
+decodes several tokens per forward (`checkpoints.make_llada`); it is searched with
+the loop. Forwards are counted on both sides, and a difference is reported.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import checkpoints
+import torch
+from engine import (
+    TOKENS,
+    alternate,
+    conditions,
+    measure_loop,
+    random_prompt,
+    ratio,
+    server_measures,
+    show,
+    write,
+)
+from plain_full_attention import FullAttentionLoop
+from server import Run, Server, serve
+
+BLOCK = 32
+STEPS = 64
+"""Forwards of a whole answer without a cache."""
+CONCURRENCY = (1, 4, 8)
+CACHES = ("none", "prefix", "dual")
+WANTED = 3.0
+"""Tokens per forward that the threshold is to give."""
+ALLOWED = (2.0, 4.0)
+
+
+def tokens_per_forward(loop: FullAttentionLoop, cache: str, threshold: float) -> float:
+    forwards = 0
+    for seed in range(1, 4):
+        found = loop.generate(
+            random_prompt(seed), TOKENS, BLOCK, cache, threshold=threshold
+        )
+        forwards += found.forwards
+    return 3 * TOKENS / forwards
+
+
+def find_threshold(loop: FullAttentionLoop, cache: str) -> float:
+    """The threshold that comes nearest to `WANTED`, by halving."""
+    low, high = 0.0, 1.0
+    tried: dict[float, float] = {}
+    for _ in range(8):
+        middle = round((low + high) / 2, 3)
+        tried[middle] = tokens_per_forward(loop, cache, middle)
+        print(f"  threshold {middle}: {tried[middle]:.2f} tok/forward", flush=True)
+        if abs(tried[middle] - WANTED) < 0.15:
+            break
+        if tried[middle] > WANTED:
+            low = middle
+        else:
+            high = middle
+    return min(tried, key=lambda threshold: abs(tried[threshold] - WANTED))
+
+
+def counted(
+    forwards: dict[str, list[float]], name: str, measure: Callable[[int], Run]
+) -> Callable[[int], Run]:
+    """`measure`, which also keeps the forwards per request of every measured seed."""
+
+    def call(seed: int) -> Run:
+        run = measure(seed)
+        if seed > 0:
+            forwards.setdefault(name, []).append(run.forwards * TOKENS / run.tokens)
+        return run
+
+    return call
+
+
+def measure_cache(
+    server: Server, loop: FullAttentionLoop, cache: str, rule: dict[str, Any], n: int
+) -> dict[str, Any]:
+    """The table's rows of one cache, and the forwards per request of all runs."""
+    asked = {f"dllm_{name}": value for name, value in rule.items()}
+    asked["dllm_algorithm"] = "threshold" if "threshold" in rule else "low_confidence"
+    measures = server_measures(
+        server,
+        CONCURRENCY,
+        vllm_xargs={"dllm_cache": cache, "dllm_block_length": BLOCK, **asked},
+    )
+    generate = partial(
+        loop.generate, max_tokens=TOKENS, block=BLOCK, kind=cache, **rule
+    )
+    measures["plain loop"] = partial(measure_loop, generate)
+    forwards: dict[str, list[float]] = {}
+    rows: dict[str, Any] = alternate(
+        n, {name: counted(forwards, name, run) for name, run in measures.items()}
+    )
+    return rows | {"forwards_per_request": forwards}
+
+
+def report_forwards(cache: str, forwards: dict[str, list[float]]) -> None:
+    """Say whether both sides did the same work, request by request."""
+    ours, loop = forwards["c=1"], forwards["plain loop"]
+    print(f"{cache}: forwards of each run, c=1 {ours}, loop {loop}")
+    for name, counts in forwards.items():
+        difference = sum(counts) / sum(loop) - 1
+        if abs(difference) > 0.05:
+            print(f"{cache}: NOT THE SAME WORK: {name} forwards {difference:+.0%}")
+        given = TOKENS * len(counts) / sum(counts)
+        if not ALLOWED[0] <= given <= ALLOWED[1]:
+            print(f"{cache}: {name} has {given:.2f} tokens per forward")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES)
+    parser.add_argument("--threshold", type=float, help="instead of the search")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = conditions(args.repeats)
+    results.update(block=BLOCK, steps_without_cache=STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        checkpoint = checkpoints.make_llada(work / "llada")
+        loop = FullAttentionLoop(checkpoint)
+        threshold = args.threshold
+        if threshold is None and args.caches != ["none"]:
+            threshold = find_threshold(loop, "dual")
+        results["threshold"] = threshold
+        with serve(checkpoint, log=work / "llada.log") as server:
+            for cache in args.caches:
+                print(cache, flush=True)
+                rule = {"steps": STEPS} if cache == "none" else {"threshold": threshold}
+                results[cache] = measure_cache(server, loop, cache, rule, args.repeats)
+    show_all(results, args.caches)
+    write(results, args.out)
+
+
+def show_all(results: dict[str, Any], caches: list[str]) -> None:
+    """Print the table of docs/benchmarks.md, and what is not to be read from it."""
+    forwards = {cache: results[cache].pop("forwards_per_request") for cache in caches}
+    show(results)
+    for cache in caches:
+        rows = results[cache]
+        faster = rows["plain loop"]["ms_per_step"] / rows["c=1"]["ms_per_step"]
+        print(f"{cache}: a forward at c=1 is {faster:.2f} x as fast as the loop's")
+        report_forwards(cache, forwards[cache])
+        results[cache]["forwards_per_request"] = forwards[cache]
+    if {"none", "dual"} <= set(caches):
+        both = {cache: results[cache]["c=8"] for cache in ("none", "dual")}
+        print(f"c=8: dual is {ratio(both, 'dual', 'none'):.2f} x none")
+
+
+if __name__ == "__main__":
+    main()
