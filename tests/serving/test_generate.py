@@ -1,0 +1,109 @@
+"""Bodies of `/generate`: both shapes, as a request to `/v1/completions`."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.exceptions import VLLMValidationError
+
+from vllm_dllm.serving.generate import (
+    MASK_CHARACTER,
+    MAX_TOKENS,
+    GenerateRequest,
+    GenerateServing,
+    event,
+)
+
+
+def completion_of(**body: Any) -> dict[str, Any]:
+    """The fields that were set."""
+    return GenerateRequest(**body).to_completion().model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"prompt": "a"}, {"prompt": "a", "max_tokens": MAX_TOKENS, "stream": False}),
+        ({"prompt": [1, 2], "max_tokens": 3}, {"prompt": [1, 2], "max_tokens": 3}),
+        ({"text": "a", "stream": True}, {"prompt": "a", "stream": True}),
+        ({"input_ids": [1]}, {"prompt": [1]}),
+        (
+            {
+                "text": "a",
+                "sampling_params": {"max_new_tokens": 5, "temperature": 0, "stop": "x"},
+            },
+            {"prompt": "a", "max_tokens": 5, "temperature": 0, "stop": "x"},
+        ),
+        (
+            {"prompt": "a", "max_nfe": 4, "threshold": 0.5, "dllm_cache": "dual"},
+            {"max_nfe": 4, "threshold": 0.5, "dllm_cache": "dual"},
+        ),
+        (
+            {"prompt": "a", "top_p": 0.9, "sampling_params": {"top_p": 0.9}},
+            {"top_p": 0.9},
+        ),
+    ],
+)
+def test_a_body_is_a_completion_request(
+    body: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """A field that is dropped on the way is found out weeks later, if ever."""
+    got = completion_of(**body)
+    assert {name: got[name] for name in fields} == fields
+
+
+def test_drafts_are_sent_to_those_who_ask_for_them() -> None:
+    """All others would pay for them."""
+    drafts = {"stream": True, "stream_mode": "denoise"}
+    assert completion_of(prompt="a", **drafts)["dllm_stream_drafts"] is True
+    for other in ({"stream": True}, {"stream_mode": "denoise"}, {}):
+        assert "dllm_stream_drafts" not in completion_of(prompt="a", **other)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "one of prompt, text and input_ids is needed, got 0"),
+        ({"prompt": "a", "text": "a"}, "got 2"),
+        ({"prompt": "a", "n": 2}, "n=2 is not supported by this route; allowed: 1"),
+        ({"prompt": "a", "logprobs": 1}, "logprobs=1"),
+        (
+            {"prompt": "a", "max_tokens": 4, "sampling_params": {"max_new_tokens": 5}},
+            "sampling_params.max_new_tokens=5 and max_tokens=4",
+        ),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(body: dict[str, Any], words: str) -> None:
+    """A client would wait for something that does not come."""
+    with pytest.raises(VLLMValidationError) as failure:
+        completion_of(**body)
+    assert words in str(failure.value)
+
+
+class Letters:
+    """A tokenizer whose token 0 is "a"."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join(chr(ord("a") + token) for token in ids)
+
+
+def test_a_draft_is_text_with_masks() -> None:
+    """Masks in a run must stay as many as they are, and tokens in their places."""
+    serving = GenerateServing.__new__(GenerateServing)
+    serving.renderer = SimpleNamespace(tokenizer=Letters())
+    mask = MASK_CHARACTER
+    assert serving.render([]) == ""
+    assert serving.render([-1, -1]) == mask * 2
+    assert serving.render([0, 1, -1, 2]) == f"ab{mask}c"
+    assert serving.render([-1, 0, -1]) == f"{mask}a{mask}"
+    assert serving.token_texts([0, -1, 2]) == ["a", None, "c"]
+
+
+def test_an_event_is_one_line_of_json() -> None:
+    """A newline in a text would end the event."""
+    line = event("append", text="a\nb", token_ids=[1])
+    assert line.startswith("data: ") and line.endswith("\n\n")
+    assert line.count("\n") == 2
+    fields = json.loads(line.removeprefix("data: "))
+    assert fields == {"type": "append", "text": "a\nb", "token_ids": [1]}
