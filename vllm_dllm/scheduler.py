@@ -155,13 +155,13 @@ class BlockDiffusionScheduler(Scheduler):
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """Count a denoising step: vLLM's own count ends at the default block, and a
-        request may have a longer one."""
+        """Count a denoising step; the rest of its statistics is added by `_annotate`.
+        vLLM's own count ends at the default block, and a request may have a longer
+        one."""
         if not self.log_stats:
             return None
         stats = spec_decoding_stats or SpecDecodingStats(self.num_spec_tokens)
         stats.num_drafts += 1
-        stats.num_accepted_tokens += num_accepted_tokens
         return stats
 
     def _annotate(
@@ -172,7 +172,7 @@ class BlockDiffusionScheduler(Scheduler):
     ) -> None:
         """Add to the answers of a step what clients and /metrics want to know."""
         drafts, finished = dict(report.drafts), []
-        stats = None
+        stats, committed = None, 0
         for of_client in outputs.values():
             if of_client.scheduler_stats is not None:
                 stats = of_client.scheduler_stats.spec_decoding_stats
@@ -181,6 +181,7 @@ class BlockDiffusionScheduler(Scheduler):
                 if request is None:
                     continue
                 progress = self.progress[request]
+                committed += len(output.new_token_ids)
                 # With every answer: one that ends at a stop string has no last one.
                 output.spec_decode_metrics = progress.forwards
                 draft = drafts.pop(output.request_id, None)
@@ -212,7 +213,7 @@ class BlockDiffusionScheduler(Scheduler):
                 requests=stats.num_drafts,
                 positions=sum(planned.length for planned in self.spans.values()),
                 canvas=sum(planned.canvas for planned in self.spans.values()),
-                committed=stats.num_accepted_tokens,
+                committed=committed,
                 revised=report.revised,
                 finished=finished,
             ).pack(stats)

@@ -57,7 +57,7 @@ def test_drafts_are_sent_to_those_who_ask_for_them() -> None:
     """All others would pay for them."""
     drafts = {"stream": True, "stream_mode": "denoise"}
     assert completion_of(prompt="a", **drafts)["dllm_stream_drafts"] is True
-    for other in ({"stream": True}, {"stream_mode": "denoise"}, {}):
+    for other in ({"stream": True}, {"stream_mode": "block_append"}, {}):
         assert "dllm_stream_drafts" not in completion_of(prompt="a", **other)
 
 
@@ -68,6 +68,7 @@ def test_drafts_are_sent_to_those_who_ask_for_them() -> None:
         ({"prompt": "a", "text": "a"}, "got 2"),
         ({"prompt": "a", "n": 2}, "n=2 is not supported by this route; allowed: 1"),
         ({"prompt": "a", "logprobs": 1}, "logprobs=1"),
+        ({"prompt": "a", "stream_mode": "denoise"}, "needs stream=true"),
         (
             {"prompt": "a", "max_tokens": 4, "sampling_params": {"max_new_tokens": 5}},
             "sampling_params.max_new_tokens=5 and max_tokens=4",

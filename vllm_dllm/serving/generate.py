@@ -85,7 +85,11 @@ class GenerateRequest(OpenAIBaseModel):
         fields.setdefault("max_tokens", MAX_TOKENS)
         [prompt] = prompts.values()
         fields |= {"prompt": prompt, "stream": self.stream}
-        if self.stream and self.stream_mode == "denoise":
+        if self.stream_mode == "denoise":
+            if not self.stream:
+                raise VLLMValidationError(
+                    "stream_mode='denoise' needs stream=true", parameter="stream_mode"
+                )
             fields[DRAFTS] = True
         return CompletionRequest.model_validate(fields)
 

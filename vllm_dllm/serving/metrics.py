@@ -53,7 +53,7 @@ class Metrics:
         )
         self.committed_tokens = Counter(
             "vllm_dllm:committed_tokens",
-            "Tokens decoded for good, those behind the end of an answer included.",
+            "Tokens handed out.",
             LABELS,
         )
         self.revised_tokens = Counter(
