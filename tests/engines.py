@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,20 @@ import pytest
 from tests.golden_cases import GOLDEN, Case
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
+    from vllm import RequestOutput, SamplingParams
+
+
+Request = tuple[Case, dict[str, Any]]
+"""A case, and sampling parameters that override its own."""
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     checkpoint: str
-    block: int
+    block: int | None = None
+    """The server's own diffusion block size; None if requests choose theirs."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of `vllm.LLM`, over `COMMON`."""
+    """Of `vllm.LLM`, over `COMMON`; of `vllm serve`, as flags."""
 
 
 COMMON = {
@@ -42,6 +48,10 @@ COMMON = {
 }
 TIGHT_MODEL_LEN = 203
 """Ends inside a block of 16."""
+TIGHT_BUDGET = 160
+"""Tokens in a forward of `llada-tight`: less than its longest request."""
+SERVER_BUDGET = 512
+"""The same of the servers `llada` and `dream`."""
 
 OFFLINE = {
     "sdar4": EngineSpec("sdar-pub0", 4),
@@ -64,6 +74,20 @@ OFFLINE = {
     ),
     "sdar16-tp2": EngineSpec("sdar-pub1", 16, {"tensor_parallel_size": 2}),
     "llada32-tp2": EngineSpec("llada20-pub0", 32, {"tensor_parallel_size": 2}),
+    # Full attention: requests choose their block length.
+    "llada": EngineSpec("llada-pub0"),
+    "dream": EngineSpec("dream-pub0"),
+    # Neither the budget nor the pages are enough for all requests that have a slot.
+    "llada-tight": EngineSpec(
+        "llada-pub0",
+        options={
+            "max_model_len": TIGHT_MODEL_LEN,
+            "max_num_batched_tokens": TIGHT_BUDGET,
+            "num_gpu_blocks_override": 14,
+        },
+    ),
+    "llada-tp2": EngineSpec("llada-pub0", options={"tensor_parallel_size": 2}),
+    "dream-tp2": EngineSpec("dream-pub0", options={"tensor_parallel_size": 2}),
 }
 SERVERS = {
     "sdar4": EngineSpec("sdar-pub0", 4),
@@ -71,6 +95,12 @@ SERVERS = {
     "llada8": EngineSpec("llada20-pub0", 8),
     "llada32": EngineSpec("llada20-pub0", 32),
     "editing32": EngineSpec("llada21-pub0", 32),
+    "llada": EngineSpec(
+        "llada-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
+    ),
+    "dream": EngineSpec(
+        "dream-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
+    ),
 }
 
 
@@ -96,29 +126,44 @@ class Engine:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
         self.llm = LLM(
             str(GOLDEN / spec.checkpoint),
-            additional_config={"dllm": {"block_size": spec.block}},
+            additional_config={
+                "dllm": {"block_size": spec.block} if spec.block else {}
+            },
             **COMMON | spec.options,
         )
         self.llm.collective_rpc(count_forwards)
+        self.numbers = count()
 
     def ask(self, cases: Sequence[Case], **sampling: Any) -> list["RequestOutput"]:
         """Run the cases as one batch; `sampling` overrides their parameters."""
-        from vllm import SamplingParams
+        return self.ask_each([(case, sampling) for case in cases])
 
-        params = [
-            SamplingParams(
-                **{
-                    "temperature": 0,
-                    "max_tokens": case.gen_length,
-                    "ignore_eos": case.ignore_eos,
-                    "extra_args": case.fields,
-                    **sampling,
-                }
-            )
-            for case in cases
-        ]
-        prompts = [{"prompt_token_ids": case.prompt} for case in cases]
+    def ask_each(self, requests: Sequence[Request]) -> list["RequestOutput"]:
+        """One batch of requests that override parameters of their own."""
+        params = [sampling_params(*request) for request in requests]
+        prompts = [{"prompt_token_ids": case.prompt} for case, _ in requests]
         return self.llm.generate(prompts, params, use_tqdm=False)
+
+    def ask_preempting(
+        self, requests: Sequence[Request], every: int
+    ) -> list["RequestOutput"]:
+        """The same, while all that run are preempted after each `every` steps.
+
+        A request that has all its pages from the start is never preempted otherwise.
+        The engine does not wait for us, so the moments differ from run to run.
+        """
+        core, steps = self.llm.llm_engine, 0
+        ids = [f"preempted-{next(self.numbers)}" for _ in requests]
+        for request_id, (case, sampling) in zip(ids, requests, strict=True):
+            prompt = {"prompt_token_ids": case.prompt}
+            core.add_request(request_id, prompt, sampling_params(case, sampling))
+        finished: dict[str, RequestOutput] = {}
+        while core.has_unfinished_requests():
+            finished |= {o.request_id: o for o in core.step() if o.finished}
+            steps += 1
+            if steps % every == 0:
+                core.reset_prefix_cache(reset_running_requests=True)
+        return [finished[request_id] for request_id in ids]
 
     def answers(self, cases: Sequence[Case], **sampling: Any) -> list[list[int]]:
         return [tokens_of(output) for output in self.ask(cases, **sampling)]
@@ -148,6 +193,21 @@ class Engine:
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def sampling_params(case: Case, sampling: dict[str, Any]) -> "SamplingParams":
+    """Those of the case, under those of `sampling`."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        **{
+            "temperature": 0,
+            "max_tokens": case.gen_length,
+            "ignore_eos": case.ignore_eos,
+            "extra_args": case.fields,
+            **sampling,
+        }
+    )
 
 
 def tokens_of(output: "RequestOutput") -> list[int]:
@@ -198,10 +258,13 @@ class Server:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [Path(sys.executable).with_name("vllm"), "serve"]
-        command += [GOLDEN / spec.checkpoint, "--dllm-block-size", spec.block]
+        command += [GOLDEN / spec.checkpoint]
+        command += ["--dllm-block-size", spec.block] if spec.block else []
         command += ["--host", "127.0.0.1", "--port", port]
         command += ["--served-model-name", self.MODEL, "--dtype", "float32"]
         command += ["--max-model-len", 1024, "--max-num-seqs", 16, "--enforce-eager"]
+        for name, value in spec.options.items():
+            command += [f"--{name.replace('_', '-')}", value]
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in command],

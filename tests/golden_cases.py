@@ -11,7 +11,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from tests.reference import llada2_generate, sdar_generate
+from torch import Tensor
+
+from tests.reference import (
+    dream_generate,
+    llada2_generate,
+    llada_generate,
+    sdar_generate,
+)
+from tests.reference.dream import Dream
+from tests.reference.kv_cache import Cache
+from tests.reference.llada import LLaDA
 from tests.reference.llada2_moe import LLaDA2Moe
 from tests.reference.sdar import SDAR
 
@@ -20,6 +30,8 @@ MASK, EOS = 255, 1
 
 RULES = {"llada2": "threshold"}
 """Names in the case files that are not one of ours, nor an alias."""
+DREAM_MEASURES = {"threshold": "maskgit_plus"}
+"""Rules of ours that differ from one of Dream's by more than their measure."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +41,20 @@ class Case:
     checkpoint: str
     prompt: list[int]
     gen_length: int
-    block_length: int
+    block_length: int | None
+    """None: the whole answer is one block."""
     algorithm: str
     steps: int | None = None
+    """Of a block; with full attention of the whole answer."""
     threshold: float | None = None
     edit_threshold: float | None = None
     max_post_steps: int | None = None
+    factor: float | None = None
+    eps: float | None = None
+    cache: str | None = None
+    cfg_scale: float = 0.0
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
     tokens: list[int] | None = None
     nfe: int | None = None
     """Forwards that the authors' code used."""
@@ -42,7 +62,11 @@ class Case:
     @property
     def ignore_eos(self) -> bool:
         """Whether the authors' code goes on after an end token."""
-        return self.checkpoint.startswith("sdar")
+        return not self.checkpoint.startswith("llada2")
+
+    @property
+    def full_attention(self) -> bool:
+        return self.checkpoint.startswith(("llada-", "dream-"))
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -53,42 +77,123 @@ class Case:
             "dllm_threshold": self.threshold,
             "dllm_edit_threshold": self.edit_threshold,
             "dllm_max_post_steps": self.max_post_steps,
+            "dllm_factor": self.factor,
+            "dllm_eps": self.eps,
         }
+        if self.full_attention:
+            fields |= {
+                "dllm_block_length": self.block_length,
+                "dllm_cache": self.cache,
+                "dllm_cfg_scale": self.cfg_scale or None,
+                "dllm_logits_eos_inf": self.logits_eos_inf or None,
+                "dllm_confidence_eos_eot_inf": self.confidence_eos_eot_inf or None,
+            }
         return {key: value for key, value in fields.items() if value is not None}
 
     def answered(self) -> Self:
         """The same case with the answer of the reference."""
-        common = (self.prompt, self.gen_length, self.block_length, self.steps)
+        tokens, nfe = self._reference_answer()
+        return replace(self, tokens=tokens, nfe=nfe)
+
+    def _reference_answer(self) -> tuple[list[int], int]:
+        """Tokens and forwards; one with guidance counts once, as in the engine."""
         model = reference_model(self.checkpoint)
+        request = (self.prompt, self.gen_length)
         if isinstance(model, SDAR):
-            tokens, nfe = sdar_generate.generate(
+            return sdar_generate.generate(
                 model,
-                *common,
+                *request,
+                self.block_length,
+                self.steps,
                 self.algorithm,
                 MASK,
                 1.0 if self.threshold is None else self.threshold,
             )
-        else:
-            tokens, nfe = llada2_generate.generate(
-                model, *common, self.threshold, MASK, EOS
+        if isinstance(model, LLaDA2Moe):
+            return llada2_generate.generate(
+                model,
+                *request,
+                self.block_length,
+                self.steps,
+                self.threshold,
+                MASK,
+                EOS,
             )
-        return replace(self, tokens=tokens, nfe=nfe)
+        if isinstance(model, LLaDA):
+            tokens, nfe = llada_generate.generate(
+                model,
+                *request,
+                self.block_length or self.gen_length,
+                mask_id=MASK,
+                steps=self.steps,
+                threshold=self.threshold,
+                factor=self.factor,
+                cache=self.cache or "none",
+                cfg_scale=self.cfg_scale,
+                eos_id=EOS,
+                eot_id=EOS,  # the checkpoint has no end of a turn
+                logits_eos_inf=self.logits_eos_inf,
+                confidence_eos_eot_inf=self.confidence_eos_eot_inf,
+            )
+            return tokens, nfe // (2 if self.cfg_scale else 1)
+        common = {"mask_id": MASK, "steps": self.steps, "eps": self.eps or 1e-3}
+        if self.cfg_scale:
+            model = Guided(model, len(self.prompt), self.cfg_scale)
+        if self.cache in (None, "none"):
+            assert self.block_length is None and self.steps is not None
+            return dream_generate.generate(
+                model, *request, algorithm=self.algorithm, **common
+            )
+        return dream_generate.generate_blockwise(
+            model,
+            *request,
+            self.block_length or self.gen_length,
+            cache=self.cache,
+            algorithm=DREAM_MEASURES.get(self.algorithm, self.algorithm),
+            threshold=self.threshold,
+            **common,
+        )
 
     def __str__(self) -> str:
-        shown = {**asdict(self), "prompt": len(self.prompt)}
-        return str({k: shown[k] for k in shown.keys() - {"tokens", "checkpoint"}})
+        shown = {**asdict(self), "prompt": len(self.prompt), "tokens": None}
+        return str({name: value for name, value in shown.items() if value})
+
+
+class Guided:
+    """A reference model with classifier-free guidance, which Dream's authors lack."""
+
+    def __init__(self, model: Dream, prompt_len: int, scale: float) -> None:
+        self.model, self.config = model, model.config
+        self.prompt_len, self.scale = prompt_len, scale
+        self.blind_cache: Cache | None = None
+
+    def __call__(self, ids: Tensor, start: int = 0, cache: Any = None) -> Tensor:
+        """As `Dream.forward`; a second forward has masks for the prompt."""
+        if cache is not None and self.blind_cache is None:
+            self.blind_cache = Cache(len(cache.keys), cache.length)
+        blind = ids.clone()
+        blind[: max(0, self.prompt_len - start)] = MASK
+        prior = self.model(blind, start, self.blind_cache)
+        return prior + (self.scale + 1) * (self.model(ids, start, cache) - prior)
+
+
+MODELS = {"sdar": SDAR, "llada2": LLaDA2Moe, "llada-": LLaDA, "dream": Dream}
 
 
 @cache
-def reference_model(checkpoint: str) -> SDAR | LLaDA2Moe:
-    model = SDAR if checkpoint.startswith("sdar") else LLaDA2Moe
+def reference_model(checkpoint: str) -> SDAR | LLaDA2Moe | LLaDA | Dream:
+    [model] = [m for name, m in MODELS.items() if checkpoint.startswith(name)]
     return model.from_pretrained(GOLDEN / checkpoint)
 
 
-def golden_cases(checkpoint: str, block_length: int) -> list[Case]:
+def golden_cases(checkpoint: str, block_length: int | None = None) -> list[Case]:
+    """Those with that block length; None for all."""
     lines = (GOLDEN / checkpoint / "cases.jsonl").read_text().splitlines()
-    cases = [Case(checkpoint, **json.loads(line)) for line in lines]
-    return [case for case in cases if case.block_length == block_length]
+    cases = [
+        Case(**{"checkpoint": checkpoint, "block_length": None, **json.loads(line)})
+        for line in lines
+    ]
+    return [case for case in cases if block_length in (None, case.block_length)]
 
 
 def new_cases(

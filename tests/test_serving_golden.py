@@ -10,11 +10,12 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from tests.engines import Server, uses_server
+from tests.engines import SERVER_BUDGET, Server, uses_server
 from tests.golden_cases import Case, differences, golden_cases
 
 pytestmark = pytest.mark.timeout(400)
-ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing32")
+FULL_ATTENTION = ("llada", "dream")
+ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing32", *FULL_ATTENTION)
 CLIENTS = 16
 
 
@@ -124,6 +125,16 @@ async def test_a_stream_is_finer_than_blocks(
             assert len(got) > 3 * blocks, str(case)
 
 
+@uses_server("llada")
+async def test_an_answer_may_be_longer_than_the_authors_default(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """A default that vLLM takes for a limit would shorten answers without a word."""
+    case = replace(cases_of(server)[0], gen_length=200, steps=200)
+    response = await client.completions.create(**request_of(case))
+    assert len(response.choices[0].token_ids) == 200
+
+
 @uses_server("sdar16")
 async def test_chat_works_as_with_any_model(
     server: Server, client: AsyncOpenAI
@@ -194,6 +205,59 @@ BAD_REQUESTS = [
     ({"prompt": [9] * 1025}, ["1025", "1024"]),
 ]
 
+TOO_LONG = [
+    # Prompt, canvas, max_tokens, block, their sum.
+    (
+        {"prompt": [9] * 300, "max_tokens": 209, **with_xargs(dllm_block_length=16)},
+        ["300", "224", "209", "16", "524", str(SERVER_BUDGET)],
+    ),
+    # Both branches, and what lies between them.
+    (
+        {"prompt": [9] * 250, "max_tokens": 8, "cfg_scale": 0.5},
+        ["250", "0.5", str(SERVER_BUDGET), "max_num_batched_tokens"],
+    ),
+    ({"prompt": [9] * 520, "max_tokens": 1}, ["520", str(SERVER_BUDGET)]),
+]
+"""For servers whose forward is shorter than their model length."""
+FULL_ATTENTION_BAD_REQUESTS = [
+    (with_xargs(dllm_cache="both"), ["dllm_cache", "'both'", "'dual'"]),
+    (with_xargs(dllm_cache=1), ["dllm_cache", "1", "'dual'"]),
+    (with_xargs(dllm_block_length=0), ["dllm_block_length", "0", "1"]),
+    (with_xargs(dllm_block_length="8"), ["dllm_block_length", "'8'"]),
+    (with_xargs(dllm_cfg_scale=-0.5), ["dllm_cfg_scale", "-0.5", "0"]),
+    ({"cfg_scale": "much"}, ["dllm_cfg_scale", "'much'"]),
+    (with_xargs(dllm_logits_eos_inf=2), ["dllm_logits_eos_inf", "2"]),
+    ({"logits_eos_inf": "maybe"}, ["logits_eos_inf", "'maybe'"]),
+    (with_xargs(dllm_confidence_eos_eot_inf=2), ["dllm_confidence_eos_eot_inf", "2"]),
+    (with_xargs(dllm_algorithm="factor", dllm_factor=0), ["dllm_factor", "0"]),
+    (with_xargs(dllm_algorithm="maskgit_plus", dllm_eps=1.0), ["dllm_eps", "1"]),
+    (with_xargs(dllm_algorithm="origin", dllm_eps=0.0), ["dllm_eps", "0"]),
+    (
+        with_xargs(dllm_algorithm="topk_margin", dllm_alg_temp=-1.0),
+        ["dllm_alg_temp", "-1"],
+    ),
+    (
+        with_xargs(dllm_algorithm="origin", dllm_alg_temp=0.5),
+        ["dllm_alg_temp", "origin"],
+    ),
+    (with_xargs(dllm_algorithm="threshold", dllm_eps=0.5), ["dllm_eps", "threshold"]),
+    (
+        with_xargs(dllm_algorithm="credit", dllm_block_length=300)
+        | {"max_tokens": 300},
+        ["dllm_block_length", "300", "credit", "256"],
+    ),
+    ({"use_cache": "yes"}, ["use_cache", "'yes'"]),
+    ({"use_cache": True, **with_xargs(dllm_cache="none")}, ["use_cache", "'none'"]),
+    (with_xargs(dllm_threshold=1.5), ["dllm_threshold", "1.5"]),
+    (with_xargs(dllm_steps=0), ["dllm_steps", "0"]),
+    ({"prompt": [9] * 1025}, ["1025", "1024"]),
+    *TOO_LONG,
+]
+
+
+def bad_requests(server: Server) -> list[tuple[dict[str, Any], list[str]]]:
+    return BAD_REQUESTS if server.spec.block else FULL_ATTENTION_BAD_REQUESTS
+
 
 async def refusal_problem(
     http: httpx.AsyncClient, body: dict[str, Any], said: list[str]
@@ -208,29 +272,51 @@ async def refusal_problem(
     return f"{body}: {missing} not in {message!r}" if missing else None
 
 
-@uses_server("sdar16")
+@uses_server("sdar16", *FULL_ATTENTION)
 async def test_a_bad_request_is_refused_by_name(server: Server) -> None:
     """A field that is ignored, or refused without its name, cannot be put right."""
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        problems = [await refusal_problem(http, *bad) for bad in BAD_REQUESTS]
+        problems = [await refusal_problem(http, *bad) for bad in bad_requests(server)]
     assert [problem for problem in problems if problem] == []
 
 
-@uses_server("sdar16")
+@uses_server("sdar16", *FULL_ATTENTION)
 async def test_a_bad_stream_is_refused_by_name(server: Server) -> None:
     """vLLM may have begun the stream by then: its first event must tell the error."""
     good = {"model": Server.MODEL, "prompt": [9, 10], "max_tokens": 4, "stream": True}
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        for body, said in BAD_REQUESTS:
+        for body, said in bad_requests(server):
             response = await http.post("/v1/completions", json=good | body)
             event = response.text.removeprefix("data: ").split("\n")[0]
             error = json.loads(event)["error"]
             assert error["code"] == 400, f"{body}: {response.text}"
             # vLLM refuses some fields of streams itself, and does not tell the value.
-            assert said[0] in error["message"], f"{body}: {error}"
+            said = said if (body, said) in TOO_LONG else said[:1]
+            missing = [word for word in said if word not in error["message"]]
+            assert not missing, f"{body}: {error}"
 
 
-@uses_server("sdar16")
+@uses_server("llada")
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_chat_that_no_forward_can_hold_is_refused(
+    server: Server, stream: bool
+) -> None:
+    """The length of a chat's prompt is known only when its template was applied."""
+    message = {"role": "user", "content": "w12 " * 400}
+    body = {"model": Server.MODEL, "messages": [message], "max_tokens": 200}
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        url = "/v1/chat/completions"
+        response = await http.post(url, json={**body, "stream": stream})
+        assert response.status_code == 400, response.text
+        said = response.json()["error"]["message"]
+        assert "max_tokens=200" in said and str(SERVER_BUDGET) in said, said
+        response = await http.post(
+            url, json={**body, "stream": stream, "max_tokens": 9}
+        )
+        assert response.status_code == 200
+
+
+@uses_server("sdar16", *FULL_ATTENTION)
 async def test_bad_requests_do_not_disturb_running_streams(
     server: Server, client: AsyncOpenAI
 ) -> None:
@@ -240,7 +326,7 @@ async def test_bad_requests_do_not_disturb_running_streams(
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         # All of them meet the streams: they are sent at once, right after these.
         refusals = await asyncio.gather(
-            *[refusal_problem(http, *bad) for bad in BAD_REQUESTS]
+            *[refusal_problem(http, *bad) for bad in bad_requests(server)]
         )
     assert [problem for problem in refusals if problem] == []
     assert differences(cases, await streams) == []
@@ -249,7 +335,7 @@ async def test_bad_requests_do_not_disturb_running_streams(
 # Aborts
 
 
-@uses_server("sdar16", "llada32")
+@uses_server("sdar16", "llada32", *FULL_ATTENTION)
 async def test_aborted_streams_leave_nothing_behind(
     server: Server, client: AsyncOpenAI
 ) -> None:
@@ -263,12 +349,14 @@ async def test_aborted_streams_leave_nothing_behind(
             work.append(streamed_answer(client, case))
         else:
             # Long and slow, so that a client that is late still leaves midway.
+            full = case.full_attention
             long = replace(
                 case,
-                gen_length=850,
+                gen_length=400 if full else 850,
                 algorithm="sequential",
                 threshold=None,
-                steps=case.block_length,
+                steps=None if full else case.block_length,
+                eps=None,
             )
             work.append(pieces(client, long, stop_after=1 + number % 4))
     results = await by_clients(work)

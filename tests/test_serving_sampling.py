@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
 from tests.engines import Server, uses_server
-from tests.golden_cases import Case, golden_cases
+from tests.golden_cases import EOS, Case, golden_cases
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -50,6 +51,57 @@ async def test_fields_of_other_servers_are_obeyed(
     theirs = {"remasking": "low_confidence", "steps": case.steps}
     answer = await complete(client, case, theirs)
     assert answer.choices[0].token_ids == case.tokens
+
+
+@uses_server("llada")
+async def test_fields_of_fast_dllm_are_obeyed(
+    server: Server, client: AsyncOpenAI
+) -> None:
+    """Its switches of caches name none of ours, and its steps yield to a threshold."""
+    switches: dict[str, dict[str, Any]] = {
+        "none": {"use_cache": False},
+        "prefix": {"use_cache": True},
+        "dual": {"use_cache": True, "use_dual_cache": True},
+    }
+    cases = golden_cases(server.spec.checkpoint)[::3]
+    assert {(c.algorithm, c.cache) for c in cases} == {
+        (rule, cache) for rule in ("low_confidence", "threshold") for cache in switches
+    }
+    for case in cases:
+        theirs = {"block_length": case.block_length, **switches[case.cache]}
+        if case.algorithm == "threshold":
+            theirs |= {"threshold": case.threshold, "steps": case.gen_length}
+        else:
+            theirs |= {"remasking": "low_confidence", "steps": case.steps}
+        answer = await complete(client, case, theirs)
+        assert answer.choices[0].token_ids == case.tokens, str(case)
+
+
+@uses_server("dream")
+async def test_fields_of_dream_are_obeyed(server: Server, client: AsyncOpenAI) -> None:
+    """A name that is not known would leave the server's own rule, or its 32 steps."""
+    for case in golden_cases(server.spec.checkpoint):
+        theirs = {"alg": case.algorithm, "steps": case.steps, "eps": case.eps}
+        answer = await complete(client, case, theirs)
+        assert answer.choices[0].token_ids == case.tokens, str(case)
+
+
+@uses_server("llada")
+async def test_fields_of_llada_are_obeyed(server: Server, client: AsyncOpenAI) -> None:
+    """Guidance and bans of end tokens change the answer; vLLM would ignore them."""
+    case = golden_cases(server.spec.checkpoint)[0]
+    theirs = {"block_length": case.block_length, "steps": case.steps}
+    guided = replace(case, cfg_scale=1.5).answered()
+    assert guided.tokens != case.tokens
+    answer = await complete(client, case, {**theirs, "cfg_scale": 1.5})
+    assert answer.choices[0].token_ids == guided.tokens
+    cases = golden_cases(server.spec.checkpoint)
+    case = next(c for c in cases if EOS in c.tokens and c.algorithm != "threshold")
+    for field in ("logits_eos_inf", "confidence_eos_eot_inf"):
+        fields = {"vllm_xargs": case.fields, field: True}
+        changed = replace(case, **{field: True}).answered()
+        answer = await complete(client, case, fields)
+        assert answer.choices[0].token_ids == changed.tokens, field
 
 
 @uses_server("sdar16")
