@@ -80,11 +80,12 @@ def ask_reference(args: argparse.Namespace) -> dict[str, Row]:
     """Every skill through the reference decoder, on one thread."""
     import torch
 
-    from tests.reference.llada2_moe import LLaDA2Moe
     from tools.tiny.local_eval import evaluate
+    from tools.tiny.recipes import recipe_of
 
     torch.set_num_threads(1)
-    return evaluate(LLaDA2Moe.from_pretrained(args.local), args.count, args.seed)
+    recipe = recipe_of(args.local)
+    return evaluate(recipe, recipe.load(args.local), args.count, args.seed)
 
 
 def print_table(table: dict[str, Row]) -> None:

@@ -1,1 +1,1 @@
-"""Data and tokenizer of the tiny LLaDA2 checkpoint."""
+"""Data, tokenizer and recipes of the tiny checkpoints."""

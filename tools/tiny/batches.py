@@ -1,13 +1,14 @@
-"""Training batches: whole blocks, no padding, one block of each row to be noised.
+"""Training batches: rows of one length without padding beyond their canvas, and noise.
 
-A row is prompt + answer + EOS filled up to the end of the block that will be noised,
-so rows of one batch have one length and later blocks, which it cannot see, are absent.
+What the rows of a checkpoint hold, and how they are masked, is its recipe's to say.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from tools.tiny import skills, tokenizer
 
-BLOCK = 32
+if TYPE_CHECKING:
+    from tools.tiny.recipe import Recipe
+
 POOL_SIZE = 24576
 POOL_EPOCHS = 2
 FULL_MASK_SHARE = 0.35
+WORKSHEET_LENGTH = 32
 WORKSHEET_TASKS = ("add", "subtract")
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -30,6 +34,9 @@ SYSTEMS = (
     "",
 )
 SMALL_TALK = (("Hello.", "Hi!"), ("Thanks!", "You are welcome."), ("Hi", "Hello."))
+
+Flags = NDArray[np.bool_]
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -52,37 +59,33 @@ def shares(*weights: float) -> dict[str, float]:
     return dict(zip(skills.TASKS, weights, strict=True))
 
 
-# Pointing at the prompt (reverse, copy, upper) is learned in the first stage. What then
-# remains is the values of digits: it is learned sooner from more sums, some tiny, from
-# worksheets of sums, and from answers known up to some point. The last two stages take
-# that back to the chat frame and to sorting, which needs the values first.
-STAGES = (
-    Stage(0, shares(1.3, 1.3, 1.0, 1.4, 1.0, 1.0)),
-    Stage(2, shares(2.0, 2.0, 0.35, 2.0, 0.5, 0.45), easy_share=0.3),
-    Stage(3, shares(1.2, 1.2, 0.35, 2.0, 0.5, 0.45), 0.3, 0.45, suffix_share=0.4),
-    Stage(5, shares(1.2, 1.2, 0.5, 3.0, 0.6, 0.6), 0.2, 0.35, suffix_share=0.4),
-    Stage(6, shares(2.2, 2.8, 0.5, 3.0, 0.7, 0.7), 0.1, 0.08, suffix_share=0.4),
-)
-
-
-def stage_of(pool: int) -> Stage:
+def stage_of(stages: tuple[Stage, ...], pool: int) -> Stage:
     """The last stage that has begun."""
-    return [stage for stage in STAGES if stage.first_pool <= pool][-1]
+    return [stage for stage in stages if stage.first_pool <= pool][-1]
 
 
 @dataclass(frozen=True)
 class Row:
-    """ids: [blocks * BLOCK] int16; maskable: the same shape, bool; padding from end."""
+    """ids: [length] int16; maskable: the same shape, bool; padding from end."""
 
     ids: NDArray[np.int16]
-    maskable: NDArray[np.bool_]
+    maskable: Flags
     end: int
 
+    @classmethod
+    def of(cls, prompt: list[int], answer: list[int], first: int, length: int) -> Row:
+        """Prompt + answer + EOS up to `length`, cut there; maskable from `first` on."""
+        ids = np.full(length, tokenizer.EOS_ID, np.int16)
+        tokens = (prompt + answer)[:length]
+        ids[: len(tokens)] = tokens
+        end = len(prompt) + len(answer) + 1
+        return cls(ids, np.arange(length) >= first, end)
 
-def make_rows(seed: int, pool: int) -> list[Row]:
-    """The pool's rows, a function of (seed, pool) alone."""
+
+def make_rows(recipe: Recipe, seed: int, pool: int) -> list[Row]:
+    """The pool's rows, a function of (recipe, seed, pool) alone."""
     rng = Random(f"{seed}:{pool}")
-    stage = stage_of(pool)
+    stage = stage_of(recipe.stages, pool)
     prompts, answers = [], []
     worksheets = round(POOL_SIZE * stage.worksheet_share)
     for _ in range(POOL_SIZE - worksheets):
@@ -90,34 +93,28 @@ def make_rows(seed: int, pool: int) -> list[Row]:
         prompts.append(with_context(rng, stage, example))
         answers.append(example.answer)
     encode = tokenizer.build().encode_batch
-    rows = []
-    for prompt, answer in zip(encode(prompts), encode(answers), strict=True):
-        start = len(prompt.ids)
-        end = start + len(answer.ids) + 1
-        block = rng.randint(start // BLOCK, (end - 1) // BLOCK)
-        ids = np.full((block + 1) * BLOCK, tokenizer.EOS_ID, np.int16)
-        tokens = (prompt.ids + answer.ids)[: len(ids)]
-        ids[: len(tokens)] = tokens
-        maskable = np.arange(len(ids)) >= max(start, block * BLOCK)
-        rows.append(Row(ids, maskable, end))
+    rows = [
+        recipe.row(rng, prompt.ids, answer.ids)
+        for prompt, answer in zip(encode(prompts), encode(answers), strict=True)
+    ]
     return rows + [worksheet(rng, stage, encode) for _ in range(worksheets)]
 
 
 def worksheet(rng: Random, stage: Stage, encode: Callable[..., Any]) -> Row:
-    """One block of sums without the chat frame, of which only results are masked."""
+    """Sums without the chat frame, of which only results are masked."""
     tokens: list[int] = []
     maskable: list[bool] = []
     easy = rng.random() < stage.easy_share
     answers = []
-    for _ in range(BLOCK // 5):
+    for _ in range(WORKSHEET_LENGTH // 5):
         task = rng.choice(WORKSHEET_TASKS)
         answers.append(skills.draw(rng, task, False, False, easy).answer)
     for line in encode(answers):
         given = line.tokens.index(" = ") + 1
         tokens += [*line.ids, tokenizer.EOS_ID]
         maskable += [False] * given + [True] * (len(line.ids) + 1 - given)
-    ids = np.array(tokens[:BLOCK], np.int16)
-    return Row(ids, np.array(maskable[:BLOCK]), BLOCK)
+    ids = np.array(tokens[:WORKSHEET_LENGTH], np.int16)
+    return Row(ids, np.array(maskable[:WORKSHEET_LENGTH]), WORKSHEET_LENGTH)
 
 
 def with_context(rng: Random, stage: Stage, example: skills.Example) -> str:
@@ -135,6 +132,27 @@ def with_context(rng: Random, stage: Stage, example: skills.Example) -> str:
     return tokenizer.render(turns, system)
 
 
+def random_masks(
+    maskable: Flags, end: Places, noise: np.random.Generator, suffix_share: float
+) -> Flags:
+    """Mask what may be: a uniform share, or everything, or all from some point on.
+
+    Args:
+        maskable: [rows, length].
+        end: [rows, 1], the positions from which there is padding.
+    """
+    count, length = maskable.shape
+    ratio = noise.random((count, 1))
+    ratio[noise.random((count, 1)) < FULL_MASK_SHARE] = 1.0
+    masked = noise.random((count, length)) < ratio
+    if suffix_share:
+        start = maskable.argmax(1)[:, None]
+        cut = noise.integers(start, np.minimum(end, length))
+        chosen = noise.random((count, 1)) < suffix_share
+        masked = np.where(chosen, np.arange(length) >= cut, masked)
+    return masked & maskable
+
+
 @dataclass(frozen=True)
 class Batch:
     """ids: [rows, length] int64 clean; masked and padding: [rows, length] bool."""
@@ -144,30 +162,25 @@ class Batch:
     padding: Tensor
 
 
-def noised(rows: list[Row], noise: np.random.Generator, suffix_share: float) -> Batch:
-    """Mask what may be: a uniform share, or everything, or all from some point on."""
+def noised(
+    recipe: Recipe, rows: list[Row], noise: np.random.Generator, stage: Stage
+) -> Batch:
+    """Rows of one length, masked by the recipe."""
     ids = np.stack([row.ids for row in rows]).astype(np.int64)
-    position = np.arange(ids.shape[1])
     maskable = np.stack([row.maskable for row in rows])
     end = np.array([row.end for row in rows])[:, None]
-    ratio = noise.random((len(rows), 1))
-    ratio[noise.random((len(rows), 1)) < FULL_MASK_SHARE] = 1.0
-    masked = noise.random(ids.shape) < ratio
-    if suffix_share:
-        start = maskable.argmax(1)[:, None]
-        cut = noise.integers(start, np.minimum(end, ids.shape[1]))
-        chosen = noise.random((len(rows), 1)) < suffix_share
-        masked = np.where(chosen, position >= cut, masked)
-    padding = position >= end
-    return Batch(*map(torch.from_numpy, (ids, masked & maskable, padding)))
+    masked = recipe.masks(maskable, end, noise, stage)
+    padding = np.arange(ids.shape[1]) >= end
+    return Batch(*map(torch.from_numpy, (ids, masked, padding)))
 
 
-def pool_batches(seed: int, pool: int, tokens: int) -> Iterator[Batch]:
+def pool_batches(recipe: Recipe, seed: int, pool: int, tokens: int) -> Iterator[Batch]:
     """All batches of one pool, about `tokens` tokens each, lengths in random order."""
     rng = Random(f"{seed}:{pool}:order")
     noise = np.random.default_rng((seed, pool))
+    stage = stage_of(recipe.stages, pool)
     by_length: dict[int, list[Row]] = {}
-    for row in make_rows(seed, pool):
+    for row in make_rows(recipe, seed, pool):
         by_length.setdefault(len(row.ids), []).append(row)
     for _ in range(POOL_EPOCHS):
         groups = []
@@ -179,4 +192,4 @@ def pool_batches(seed: int, pool: int, tokens: int) -> Iterator[Batch]:
         groups = [rows for rows in groups if len(rows) * len(rows[0].ids) * 2 >= tokens]
         rng.shuffle(groups)
         for group in groups:
-            yield noised(group, noise, stage_of(pool).suffix_share)
+            yield noised(recipe, group, noise, stage)

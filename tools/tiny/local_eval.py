@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from tests.reference.llada2_generate import generate
 from tools.tiny import skills, tokenizer
+from tools.tiny.recipe import Recipe
 
-BLOCK, STEPS, THRESHOLD, GEN_LENGTH = 32, 32, 0.95, 64
 
-
-def evaluate(model: nn.Module, count: int, seed: int) -> dict[str, dict[str, float]]:
+def evaluate(
+    recipe: Recipe, model: nn.Module, count: int, seed: int
+) -> dict[str, dict[str, float]]:
     """Per skill: exact match, tokens (EOS included) and forwards per request."""
     codec = tokenizer.build()
     table = {}
@@ -16,16 +16,7 @@ def evaluate(model: nn.Module, count: int, seed: int) -> dict[str, dict[str, flo
         right = tokens = forwards = 0
         for example in skills.held_out_examples(skill, count, seed):
             prompt = codec.encode(tokenizer.render([(example.question, "")])).ids
-            output, steps = generate(
-                model,
-                prompt,
-                GEN_LENGTH,
-                BLOCK,
-                STEPS,
-                THRESHOLD,
-                tokenizer.MASK_ID,
-                tokenizer.EOS_ID,
-            )
+            output, steps = recipe.decode(model, prompt)
             right += codec.decode(output) == example.answer
             tokens, forwards = tokens + len(output), forwards + steps
         table[skill] = {

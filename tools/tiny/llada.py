@@ -1,0 +1,130 @@
+"""tiny-llada: a dense LLaDA, full attention over prompt and canvas."""
+
+from pathlib import Path
+from random import Random
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.reference.llada import LLaDA, LLaDAConfig
+from tests.reference.llada_generate import generate
+from tools.tiny import tokenizer
+from tools.tiny.batches import Flags, Places, Row, Stage, random_masks, shares
+from tools.tiny.recipe import Recipe
+
+ROW_MULTIPLE = 16
+CANVASES = {16: 0.4, 24: 0.2, 32: 0.28, 48: 0.06, 64: 0.06}
+DECODED_BLOCKS = (8, 16, 32)
+BLOCKWISE_SHARE = 0.35
+MAX_RMS = 0.1
+BLOCK, THRESHOLD, GEN_LENGTH = 32, 0.9, 32
+
+
+class LLaDARecipe(Recipe):
+    """Rows are whole canvases, noised as the decoder meets them, block by block."""
+
+    config: ClassVar = {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "d_model": 256,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "n_layers": 4,
+        "mlp_hidden_size": 512,
+        "vocab_size": tokenizer.VOCAB_SIZE,
+        "embedding_size": tokenizer.VOCAB_SIZE,
+        "block_type": "llama",
+        "activation_type": "silu",
+        "layer_norm_type": "rms",
+        "rms_norm_eps": 1e-5,
+        "rope": True,
+        "rope_theta": 10000.0,
+        "rope_full_precision": True,
+        "max_sequence_length": 2048,
+        "weight_tying": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "bias_for_layer_norm": False,
+        "attention_layer_norm": False,
+        "alibi": False,
+        "scale_logits": False,
+        "input_emb_norm": False,
+        "block_group_size": 1,
+        "mask_token_id": tokenizer.MASK_ID,
+        "eos_token_id": tokenizer.EOS_ID,
+        "pad_token_id": tokenizer.EOS_ID,
+    }
+    # Sums by themselves first: their digits are learned in one pool of worksheets, and
+    # hardly ever beside other tasks. Then the chat frame, with worksheets to keep them.
+    stages = (
+        Stage(0, shares(1.0, 1.0, 1.0, 1.0, 1.0, 1.0), worksheet_share=1.0),
+        Stage(1, shares(1.0, 1.0, 0.2, 0.15, 0.15, 0.15), worksheet_share=0.5),
+        Stage(2, shares(1.0, 1.0, 0.1, 0.1, 0.05, 0.05), 0.0, 0.15, suffix_share=0.6),
+    )
+    residual_writers = ("attn_out.weight", "ff_out.weight")
+    init_std = 0.02
+    autocast = True
+    decay_from = 0.25
+
+    def build(self) -> nn.Module:
+        """The model of `config`, its weights not yet set."""
+        return LLaDA(LLaDAConfig.from_dict(self.config))
+
+    def load(self, folder: Path) -> nn.Module:
+        """The model of a checkpoint, in float32."""
+        return LLaDA.from_pretrained(folder)
+
+    def row(self, rng: Random, prompt: list[int], answer: list[int]) -> Row:
+        """Prompt and a canvas of random length, rounded up so that rows can batch."""
+        start = len(prompt)
+        canvas = rng.choices(list(CANVASES), list(CANVASES.values()))[0]
+        length = start + max(canvas, len(answer) + 1)
+        return Row.of(prompt, answer, start, length + -length % ROW_MULTIPLE)
+
+    def masks(
+        self, maskable: Flags, end: Places, noise: np.random.Generator, stage: Stage
+    ) -> Flags:
+        """`random_masks`; in some rows one block partly, and all to the right of it."""
+        masked = random_masks(maskable, end, noise, stage.suffix_share)
+        count, length = maskable.shape
+        start = maskable.argmax(1)[:, None]
+        block = noise.choice(DECODED_BLOCKS, (count, 1))
+        # The block of a random answer token, counted from the prompt's end.
+        token = noise.integers(start, np.minimum(end, length))
+        left = start + (token - start) // block * block
+        position = np.arange(length)
+        partly = noise.random((count, length)) < noise.random((count, 1))
+        blockwise = (
+            maskable & (position >= left) & (partly | (position >= left + block))
+        )
+        chosen = noise.random((count, 1)) < BLOCKWISE_SHARE
+        return np.where(chosen, blockwise, masked)
+
+    def logits(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """ids: [rows, length] -> [rows, length, vocab]; every position sees all."""
+        return model(ids)
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, factor: float) -> None:
+        """Bound what makes queries and keys.
+
+        They have no norms here: Muon would let them grow until every query saw one key.
+        """
+        for name, param in model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                param.mul_((MAX_RMS / param.square().mean().sqrt()).clamp(max=1.0))
+
+    def decode(self, model: nn.Module, prompt: list[int]) -> tuple[list[int], int]:
+        """LLaDA's `generate` by Fast-dLLM's threshold, uncached; cut after EOS."""
+        tokens, forwards = generate(
+            model,
+            prompt,
+            GEN_LENGTH,
+            BLOCK,
+            mask_id=tokenizer.MASK_ID,
+            threshold=THRESHOLD,
+        )
+        end = [*tokens, tokenizer.EOS_ID].index(tokenizer.EOS_ID)
+        return tokens[: end + 1], forwards
