@@ -539,3 +539,19 @@ def test_a_resumed_request_goes_on_in_its_times() -> None:
     add(canvas, "a", 3, "maskgit_plus", plan, steps=6)
     share = time_share(canvas, [3], [5])
     assert share.tolist() == [share_by_hand(6, 1e-3, 2)]
+
+
+def test_what_a_rule_remembers_comes_back_without_another_requests() -> None:
+    """The slot's last owner had a longer block: its credit would count here too."""
+    canvas = new_canvas(full_attention=True)
+    add(canvas, "a", 0, "credit", full(5, 4, 13))
+    add(canvas, "b", 1, "credit", full(5, 8, 13))
+    assert canvas.history is not None
+    for table in canvas.history:
+        table[0, :4, :4] = 2
+        table[1, :8, :8] = 3
+    canvas.suspend("a", 0)
+    add(canvas, "a", 1, "credit", full(5, 4, 13))
+    for table in canvas.history:
+        assert table[1, :4, :4].eq(2).all()
+        assert table[1, 4:].eq(0).all() and table[1, :, 4:].eq(0).all()

@@ -201,6 +201,7 @@ class Canvas:
             if saved.history is not None:
                 assert self.history is not None
                 for table, part in zip(self.history, saved.history, strict=True):
+                    table[slot] = 0  # a longer block of another request was there
                     table[slot, :width, :width] = part
 
     def _widen(self, width: int) -> None:
