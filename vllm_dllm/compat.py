@@ -6,7 +6,8 @@ that a vLLM upgrade names what went missing.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,17 @@ def open_v2_gate() -> None:
     wrap_once(module.VllmConfig, "_validate_v2_model_runner", wrapper)
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Make a 400 of what our checks raise."""
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        yield
+    except ValueError as error:
+        raise VLLMValidationError(str(error)) from None
+
+
 def replace_request_validation() -> None:
     """Check requests to our models by our rules.
 
@@ -155,7 +167,6 @@ def replace_request_validation() -> None:
     temperature 0, because the one model it was written for ignores them. Removable when
     a model class can bring its own validation.
     """
-    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import SamplingParams
 
     from vllm_dllm.config import DllmConfig
@@ -165,10 +176,8 @@ def replace_request_validation() -> None:
         def validate(self: "SamplingParams", model_config: "ModelConfig") -> None:
             if not is_ours(model_config):
                 return function(self, model_config)
-            try:
+            with refusing():
                 check_sampling_params(self, DllmConfig.of(model_config))
-            except ValueError as error:
-                raise VLLMValidationError(str(error)) from None
 
         return validate
 
@@ -199,7 +208,6 @@ def check_request_lengths() -> None:
     """
     from vllm.entrypoints.openai.chat_completion import serving as chat
     from vllm.entrypoints.openai.completion import serving as completion
-    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -232,15 +240,13 @@ def check_request_lengths() -> None:
             request = function(self, *args, **kwargs)
             params = request.sampling_params
             if is_ours(self.model_config) and isinstance(params, SamplingParams):
-                try:
+                with refusing():
                     check_length(
                         params.extra_args,
                         DllmConfig.of(self.model_config),
                         len(request.prompt_token_ids),
                         params.max_tokens,
                     )
-                except ValueError as error:
-                    raise VLLMValidationError(str(error)) from None
             return request
 
         return process_inputs
@@ -315,7 +321,7 @@ def lift_request_fields() -> None:
             if getattr(self, "echo", False) and params.prompt_logprobs == 0:
                 # vLLM's way to have the prompt in an answer; nobody asked for logprobs.
                 params.prompt_logprobs = None
-            try:
+            with refusing():
                 fields = lift(self.model_extra or {}, config, params.extra_args)
                 # A new dict, because theirs is the request's own `vllm_xargs`.
                 params.extra_args = {**(params.extra_args or {}), **fields} or None
@@ -325,10 +331,6 @@ def lift_request_fields() -> None:
                     check_length(
                         params.extra_args, config, limit.prompt_len, params.max_tokens
                     )
-            except VLLMValidationError:
-                raise
-            except ValueError as error:
-                raise VLLMValidationError(str(error)) from None
             return params
 
         return to_sampling_params

@@ -208,7 +208,7 @@ class DenoisingSampler:
             count: [num_reqs]: tokens handed out.
         """
         report = StepReport()
-        if self.canvas.revises[batch.slot].any():
+        if any(get_rule(name).revises for name in set(self.canvas.algorithm[slots])):
             report.revised = int((write & batch.editable).sum())
         for index, (req_id, slot) in enumerate(zip(req_ids, slots, strict=True)):
             if slot not in self.canvas.traced and slot not in self.canvas.watched:
