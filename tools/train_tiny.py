@@ -31,15 +31,16 @@ PADDING_WEIGHT = 0.2
 MUON_LR, ADAM_LR = 0.02, 4e-3
 
 
-def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def make_optimizers(recipe: Recipe, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings, head, router and norms."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, param in model.named_parameters():
         inner = layer_of(name) is not None and ".gate.weight" not in name
         (matrices if inner and param.dim() > 1 else others).append(param)
+    dtype = torch.bfloat16 if recipe.autocast else torch.float32
     return [
-        Muon(matrices, lr=MUON_LR, momentum=0.95, decay=0.01),
+        Muon(matrices, lr=MUON_LR, momentum=0.95, decay=0.01, dtype=dtype),
         torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -73,7 +74,7 @@ class Trainer:
         self.recipe = RECIPES[args.model]
         self.model = self.recipe.build()
         self.recipe.initialise(self.model)
-        self.optimizers = make_optimizers(self.model)
+        self.optimizers = make_optimizers(self.recipe, self.model)
         self.bases = [opt.param_groups[0]["lr"] for opt in self.optimizers]
         self.step, self.pool, self.index, self.seconds = 0, 0, 0, 0.0
         if args.state and args.state.exists():

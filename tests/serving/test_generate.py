@@ -1,12 +1,16 @@
 """Bodies of `/generate`: both shapes, as a request to `/v1/completions`."""
 
 import json
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from vllm.exceptions import VLLMValidationError
 
+from vllm_dllm.serving.endpoint import Endpoint
 from vllm_dllm.serving.generate import (
     MASK_CHARACTER,
     MAX_TOKENS,
@@ -108,3 +112,15 @@ def test_an_event_is_one_line_of_json() -> None:
     assert line.count("\n") == 2
     fields = json.loads(line.removeprefix("data: "))
     assert fields == {"type": "append", "text": "a\nb", "token_ids": [1]}
+
+
+def test_other_models_have_no_such_route() -> None:
+    """A server of another model would answer 500."""
+    app = FastAPI()
+    app.state.args = Namespace(enable_server_load_tracking=False, api_key=None)
+    app.state.enable_server_load_tracking = False
+    Endpoint().attach_router(app)
+    for path in ("/generate", "/v1/generate"):
+        answer = TestClient(app).post(path, json={"prompt": "a"})
+        assert answer.status_code == 404
+        assert "not a diffusion language model" in answer.text

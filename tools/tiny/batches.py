@@ -48,6 +48,8 @@ class Stage:
     easy_share: float = 0.0
     worksheet_share: float = 0.0
     suffix_share: float = 0.0
+    question_share: float = 0.0
+    """Share of a worksheet's sums that stand after their question."""
 
     def example(self, rng: Random) -> skills.Example:
         """One training example of this stage."""
@@ -101,18 +103,25 @@ def make_rows(recipe: Recipe, seed: int, pool: int) -> list[Row]:
 
 
 def worksheet(rng: Random, stage: Stage, encode: Callable[..., Any]) -> Row:
-    """Sums without the chat frame, of which only results are masked."""
+    """Sums without the chat frame, of which only results are masked; where a question
+    stands before its sum, at times more of it."""
     tokens: list[int] = []
     maskable: list[bool] = []
     easy = rng.random() < stage.easy_share
-    answers = []
+    questions, answers = [], []
     for _ in range(WORKSHEET_LENGTH // 5):
         task = rng.choice(WORKSHEET_TASKS)
-        answers.append(skills.draw(rng, task, False, False, easy).answer)
-    for line in encode(answers):
+        example = skills.draw(rng, task, False, False, easy)
+        asked = stage.question_share and rng.random() < stage.question_share
+        questions.append(example.question if asked else "")
+        answers.append(example.answer)
+    for question, line in zip(encode(questions), encode(answers), strict=True):
         given = line.tokens.index(" = ") + 1
-        tokens += [*line.ids, tokenizer.EOS_ID]
-        maskable += [False] * given + [True] * (len(line.ids) + 1 - given)
+        if question.ids and rng.random() < 0.5:
+            given = rng.randint(0, given)
+        tokens += [*question.ids, *line.ids, tokenizer.EOS_ID]
+        masks = len(line.ids) + 1 - given
+        maskable += [False] * (len(question.ids) + given) + [True] * masks
     ids = np.array(tokens[:WORKSHEET_LENGTH], np.int16)
     return Row(ids, np.array(maskable[:WORKSHEET_LENGTH]), WORKSHEET_LENGTH)
 

@@ -24,8 +24,15 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum SGD on matrices [m, n] or stacks [count, m, n]."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float, decay: float
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float,
+        decay: float,
+        dtype: torch.dtype,
     ) -> None:
+        """`dtype` is what updates are orthogonalised in."""
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
@@ -38,7 +45,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(param)
                 state["momentum"].lerp_(param.grad, 1 - group["momentum"])
                 update = param.grad.lerp(state["momentum"], group["momentum"])
-                update = orthogonalise(update.reshape(-1, *param.shape[-2:]))
+                update = update.reshape(-1, *param.shape[-2:]).to(self.dtype)
+                update = orthogonalise(update)
                 scale = max(1.0, param.shape[-2] / param.shape[-1]) ** 0.5
                 param.mul_(1 - group["lr"] * group["decay"])
                 param.add_(update.view_as(param), alpha=-group["lr"] * scale)

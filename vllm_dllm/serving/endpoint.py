@@ -49,6 +49,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": GenerateResponse, "content": {"text/event-stream": {}}},
     400: {"model": ErrorResponse},
     401: {},
+    404: {"model": ErrorResponse},
 }
 
 router = APIRouter(tags=["vllm-dllm"])
@@ -70,7 +71,11 @@ router = APIRouter(tags=["vllm-dllm"])
 @load_aware_call
 async def generate(request: GenerateRequest, raw_request: Request) -> Response:
     """Answer a prompt; with `stream` and `stream_mode: "denoise"` show every step."""
-    serving: GenerateServing = raw_request.app.state.dllm_generate
+    serving: GenerateServing | None = getattr(
+        raw_request.app.state, "dllm_generate", None
+    )
+    if serving is None:
+        raise HTTPException(404, "The model is not a diffusion language model")
     answer = await serving.create_completion(request.to_completion(), raw_request)
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)

@@ -6,6 +6,7 @@ answers and events.
 """
 
 import copy
+import functools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
+from vllm.tokenizers import TokenizerLike
 
 from vllm_dllm.report import ForwardCount
 
@@ -23,6 +25,7 @@ MASK_CHARACTER = "\N{LIGHT SHADE}"
 DRAFTS = "dllm_stream_drafts"
 MAX_TOKENS = 512
 """Of requests that do not say, as in Diffulex."""
+CACHED_TOKENS = 2**16
 
 
 class GenerateRequest(OpenAIBaseModel):
@@ -191,7 +194,7 @@ class GenerateServing(OpenAIServingCompletion):
         """Each token of a draft by itself; None for a mask."""
         tokenizer = self.renderer.tokenizer
         return [
-            None if tokenizer is None or token < 0 else tokenizer.decode([token])
+            None if tokenizer is None or token < 0 else token_text(tokenizer, token)
             for token in token_ids
         ]
 
@@ -209,6 +212,12 @@ class GenerateServing(OpenAIServingCompletion):
             run = []
             pieces.append(MASK_CHARACTER)
         return "".join(pieces[:-1])
+
+
+@functools.lru_cache(CACHED_TOKENS)
+def token_text(tokenizer: TokenizerLike, token: int) -> str:
+    """One token as text; drafts name each token of a block at every step."""
+    return tokenizer.decode([token])
 
 
 def event(kind: str, **fields: Any) -> str:
