@@ -14,6 +14,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from vllm_dllm import compat, plugin
+from vllm_dllm.compat import band
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.models.registry import FAMILIES
 
@@ -36,7 +37,7 @@ def missing(symbol: str) -> str | None:
 def test_every_private_symbol_is_there(symbol: str) -> None:
     """A vLLM upgrade should name what went missing, not fail somewhere inside."""
     gone = missing(symbol)
-    assert gone is None, f"this vLLM lacks {gone}; see compat.py for what needs it"
+    assert gone is None, f"this vLLM lacks {gone}; see compat/ for what needs it"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_the_band_holds_the_builds_of_one_release(
     monkeypatch: pytest.MonkeyPatch, version: str, supported: bool
 ) -> None:
     """A CPU build left out of the band would silently lose all our models."""
-    monkeypatch.setattr(compat, "version", lambda _: version)
+    monkeypatch.setattr(band, "version", lambda _: version)
     assert compat.is_supported() is supported
 
 
@@ -78,7 +79,7 @@ def test_without_vllm_the_plugin_has_no_effect(
     def version(_: str) -> str:
         raise PackageNotFoundError("vllm")
 
-    monkeypatch.setattr(compat, "version", version)
+    monkeypatch.setattr(band, "version", version)
     assert compat.is_supported() is False
 
 
@@ -96,8 +97,9 @@ def test_outside_of_the_band_the_plugin_warns_once_and_touches_nothing() -> None
     """An exception in a plugin ends every vLLM process on the machine."""
     done = run_python(
         "import sys\n"
-        "from vllm_dllm import compat, plugin\n"
-        "compat.version = lambda _: '0.31.0'\n"
+        "from vllm_dllm import plugin\n"
+        "from vllm_dllm.compat import band\n"
+        "band.version = lambda _: '0.31.0'\n"
         "plugin.register()\n"
         "assert 'vllm' not in sys.modules, 'it imported what it was to leave alone'\n"
     )

@@ -1,0 +1,44 @@
+"""Every place where we reach into vLLM, and the versions this is known to fit.
+
+One function per patch: what goes wrong without it, why it is safe to call twice, when
+it can be removed. `tests/test_compat.py` resolves each name in `PRIVATE_SYMBOLS`, so
+that a vLLM upgrade names what went missing.
+"""
+
+from vllm_dllm.compat.band import PRIVATE_SYMBOLS, SUPPORTED, is_supported
+from vllm_dllm.compat.flags import (
+    add_cli_flags,
+    raise_token_budget,
+    refuse_unused_flags,
+)
+from vllm_dllm.compat.models import (
+    add_stop_tokens,
+    open_v2_gate,
+    register_configs,
+    replace_cpu_kernels,
+)
+from vllm_dllm.compat.patch import is_ours
+from vllm_dllm.compat.requests import (
+    check_request_lengths,
+    lift_request_fields,
+    replace_request_validation,
+    report_forwards,
+)
+
+__all__ = [
+    "PRIVATE_SYMBOLS",
+    "SUPPORTED",
+    "add_cli_flags",
+    "add_stop_tokens",
+    "check_request_lengths",
+    "is_ours",
+    "is_supported",
+    "lift_request_fields",
+    "open_v2_gate",
+    "raise_token_budget",
+    "refuse_unused_flags",
+    "register_configs",
+    "replace_cpu_kernels",
+    "replace_request_validation",
+    "report_forwards",
+]

@@ -1,0 +1,100 @@
+"""Patches that let vLLM load and run our models."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vllm_dllm.compat.patch import is_ours, wrap_once
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+
+def register_configs() -> None:
+    """Read our checkpoints' config.json without remote code.
+
+    Without it transformers knows none of the model types. A second call stores the
+    same classes again. Removable when vLLM offers a registration call for configs.
+    """
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    from vllm_dllm.models import configs, hooks
+    from vllm_dllm.models.registry import FAMILIES
+
+    for architecture, family in FAMILIES.items():
+        config_class = getattr(configs, family.config)
+        _CONFIG_REGISTRY[config_class.model_type] = config_class
+        MODELS_CONFIG_MAP[architecture] = hooks.BlockDiffusionConfig
+
+
+def open_v2_gate() -> None:
+    """Run Model Runner V2 for our models where Triton is missing.
+
+    vLLM refuses it on such machines because of a few Triton kernels; on our path they
+    have replacements (`replace_cpu_kernels`). The gate opens for our architectures
+    alone. Removable when vLLM's CPU build brings kernels of its own.
+    """
+    from vllm.config import vllm as module
+
+    def wrapper(function: Callable[["VllmConfig"], Any]) -> Callable[..., Any]:
+        def with_gate_open(self: "VllmConfig") -> Any:
+            if module.HAS_TRITON or not is_ours(self.model_config):
+                return function(self)
+            module.HAS_TRITON = True
+            try:
+                return function(self)
+            finally:
+                module.HAS_TRITON = False
+
+        return with_gate_open
+
+    wrap_once(module.VllmConfig, "use_v2_model_runner", wrapper)
+    wrap_once(module.VllmConfig, "_validate_v2_model_runner", wrapper)
+
+
+@functools.cache
+def replace_cpu_kernels() -> None:
+    """Replace the Triton kernels on our path, in a worker of our models.
+
+    Without a triton-cpu a launch of them fails. Nothing is replaced where Triton works.
+    Cached, because vLLM would take the replacements of a second call for the originals
+    of the first. Removable with `open_v2_gate`.
+    """
+    from vllm.triton_utils import HAS_TRITON, triton
+    from vllm.triton_utils.dispatcher import register_kernels
+    from vllm.utils.math_utils import next_power_of_2
+
+    if HAS_TRITON:
+        return
+    from vllm_dllm.ops.runner_kernels import KERNELS
+
+    if not hasattr(triton, "next_power_of_2"):  # the placeholder lacks it
+        triton.next_power_of_2 = next_power_of_2
+    register_kernels(KERNELS)
+
+
+def add_stop_tokens() -> None:
+    """End answers with the tokens that end a turn in our families.
+
+    Released checkpoints name one end token in generation_config.json and are trained to
+    use two. Other models keep what their files say. Removable when a model's config
+    hook can add end tokens.
+    """
+    from vllm.config import ModelConfig
+
+    from vllm_dllm.config import KEY, DllmConfig
+
+    def wrapper(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+        def try_get_generation_config(self: "ModelConfig") -> dict[str, Any]:
+            config = function(self)
+            if not hasattr(self.hf_config, KEY):
+                return config
+            eos = config.get("eos_token_id", [])
+            stops = [eos] if isinstance(eos, int) else list(eos)
+            stops += DllmConfig.of(self).facts.stop_token_ids
+            return {**config, "eos_token_id": list(dict.fromkeys(stops))}
+
+        return try_get_generation_config
+
+    wrap_once(ModelConfig, "try_get_generation_config", wrapper)
