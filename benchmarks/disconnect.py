@@ -3,9 +3,9 @@
     python benchmarks/disconnect.py --out docs/benchmarks/disconnect.json
 
 A random SDAR of 100 million parameters, block 32, one token per forward. A stream of
-drafts is read for a while and cut; every draft names its step, and the server counts all
-of them. What it counts beyond the last one read were on their way when the socket was
-closed, or came later.
+drafts is read for a while and cut; every draft names its step, and the server counts
+all of them. What it counts beyond the last one read were on their way when the socket
+was closed, or came later.
 """
 
 import argparse

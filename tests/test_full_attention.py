@@ -4,104 +4,33 @@ Every batch mixes caches. The engine takes as many forwards as the reference or 
 """
 
 import math
-import random
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.engines import (
-    TIGHT_BUDGET,
-    Engine,
-    Request,
-    sampling_params,
-    tokens_of,
-    uses,
+from tests.engines import TIGHT_BUDGET, Engine, tokens_of, uses
+from tests.full_attention import (
+    BOTH,
+    CACHES,
+    answers_of,
+    case_of,
+    dream_case,
+    failures,
+    guided_cases,
 )
-from tests.golden_cases import (
-    EOS,
-    MASK,
-    Case,
-    differences,
-    golden_cases,
-    reference_model,
-)
+from tests.golden_cases import EOS, MASK, differences, golden_cases, reference_model
 from tests.reference import llada_generate
 from tests.reference.kv_cache import Cache
 from tests.reference.llada import LLaDA
-from vllm_dllm.decoding.registry import RULES
 
 pytestmark = pytest.mark.timeout(400)
-BOTH = ("llada", "dream")
-CACHES = ("none", "prefix", "dual")
 PAGE = 32
 MODEL_LEN = 1024
 
 
-def case_of(
-    engine: Engine,
-    prompt_len: int,
-    gen_length: int,
-    block_length: int | None,
-    algorithm: str = "low_confidence",
-    **fields: Any,
-) -> Case:
-    """A request with a random prompt, a function of its length."""
-    rng = random.Random(prompt_len)
-    prompt = [rng.randrange(2, MASK) for _ in range(prompt_len)]
-    checkpoint = engine.spec.checkpoint
-    return Case(checkpoint, prompt, gen_length, block_length, algorithm, **fields)
-
-
-def dream_case(
-    engine: Engine,
-    prompt_len: int,
-    gen_length: int,
-    block_length: int,
-    algorithm: str = "maskgit_plus",
-    **fields: Any,
-) -> Case:
-    """The same for Dream, whose reference has no blocks without a cache."""
-    if fields["cache"] == "none":
-        fields.setdefault("steps", gen_length)
-    block = None if fields["cache"] == "none" else block_length
-    return case_of(engine, prompt_len, gen_length, block, algorithm, **fields)
-
-
-def failures(engine: Engine, cases: list[Case]) -> list[str]:
-    """What one batch and some requests alone answer other than the reference."""
-    cases = [case.answered() for case in cases]
-    outputs = engine.ask(cases)
-    outputs += [engine.ask([case])[0] for case in cases[::3]]
-    cases += cases[::3]
-    return differences(cases, [tokens_of(o) for o in outputs]) + [
-        f"{case}: {count} forwards"
-        for case, count in zip(cases, map(engine.forwards, outputs), strict=True)
-        if count > case.nfe
-    ]
-
-
-def answers_of(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
-    return [tokens_of(output) for output in engine.ask_each(requests)]
-
-
 # Guidance
-
-
-def guided_cases(engine: Engine) -> list[Case]:
-    """With and without guidance; some sequences end where a page does."""
-    make = case_of if engine.spec.checkpoint == "llada-pub0" else dream_case
-    rule = "low_confidence" if make is case_of else "maskgit_plus"
-    cases = [
-        make(engine, length, gen, 8, rule, steps=gen // 2, cache=cache, cfg_scale=scale)
-        for length, gen in ((3, 13), (40, 24), (33, 24), (63, 33))
-        for cache in CACHES
-        for scale in (0.5, 1.5)
-    ]
-    return cases + [replace(case, cfg_scale=0.0) for case in cases[::2]]
 
 
 @uses(*BOTH)
@@ -444,112 +373,3 @@ def test_penalties_push_repeated_tokens_away(engine: Engine) -> None:
         answers = engine.answers(cases, **{penalty: 2.0})
         fewer = sum(len(answer) - len(set(answer)) for answer in answers)
         assert fewer < repeats, penalty
-
-
-# Everything at once
-
-SAMPLING: list[dict[str, Any]] = [
-    {},
-    {"temperature": 1.0},
-    {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.2},
-    {"temperature": 0.8, "top_k": 5, "presence_penalty": 1.0},
-    {"temperature": 1.2, "min_p": 0.1, "logit_bias": {5: 2.0}},
-]
-
-
-def everything(engine: Engine) -> list[Request]:
-    """Every rule with every cache, with other shapes, guidance and sampling each."""
-    requests = []
-    for number, rule in enumerate(RULES):
-        for offset, cache in enumerate(CACHES):
-            index = 3 * number + offset
-            case = case_of(
-                engine,
-                (3, 17, 33, 60)[index % 4],
-                (20, 13, 24)[(index + number) % 3],
-                (8, None, 5, 1, 16)[index % 5],
-                "threshold" if rule == "confidence_threshold" else rule,
-                cache=cache,
-                cfg_scale=(0.0, 0.0, 0.7)[(index + number // 2) % 3],
-                logits_eos_inf=index % 4 == 1,
-                confidence_eos_eot_inf=index % 7 == 1,
-            )
-            sampling = {**SAMPLING[index % len(SAMPLING)], "seed": index}
-            fields = {**case.fields, "dllm_return_trajectory": index % 2 == 0}
-            if rule == "threshold":
-                fields["dllm_threshold"] = 0.3
-            if rule in ("maskgit_plus", "topk_margin", "neg_entropy"):
-                fields["dllm_alg_temp"] = 0.5 * offset
-            requests.append((case, {**sampling, "extra_args": fields}))
-    return requests
-
-
-@uses(*BOTH)
-def test_every_request_answers_alike_alone_and_among_all_others(engine: Engine) -> None:
-    """Blocks, caches, rules, guidance and noise are per request, in whatever batch."""
-    requests = everything(engine)
-    alone = [tokens for request in requests for tokens in answers_of(engine, [request])]
-    for (case, _), tokens in zip(requests, alone, strict=True):
-        assert len(tokens) == case.gen_length and MASK not in tokens, str(case)
-    assert answers_of(engine, requests) == alone
-    assert answers_of(engine, requests[::-1]) == alone[::-1]
-    reseeded = [(case, {**sampling, "seed": 99}) for case, sampling in requests]
-    others = answers_of(engine, reseeded)
-    for index, (request, sampling) in enumerate(requests):
-        if sampling.get("temperature"):
-            assert others[index] != alone[index], f"{request} ignores its seed"
-
-
-@uses(*BOTH)
-@pytest.mark.parametrize("every", [2, 5])
-def test_golden_tokens_after_many_preemptions(engine: Engine, every: int) -> None:
-    """A preempted request loses its keys in the middle of a block: those that later
-    steps read must be made again as they were, not from what is decoded by now."""
-    cases = golden_cases(engine.spec.checkpoint)
-    cases += [case.answered() for case in guided_cases(engine)]
-    outputs = engine.ask_preempting([(case, {}) for case in cases], every)
-    preempted = [
-        (case.cache, bool(case.cfg_scale))
-        for case, output in zip(cases, outputs, strict=True)
-        if output.metrics.num_preemptions > 1
-    ]
-    assert set(preempted) == {(c, guided) for c in CACHES for guided in (True, False)}
-    assert differences(cases, [tokens_of(output) for output in outputs]) == []
-
-
-@uses(*BOTH)
-def test_every_request_answers_alike_after_preemptions(engine: Engine) -> None:
-    """What a rule remembers of a block, its noise, logprobs and trajectory must come
-    back with the block."""
-    requests = everything(engine)
-    requests = [(case, {**sampling, "logprobs": 2}) for case, sampling in requests]
-    cases = [case for case, _ in requests]
-    calm = engine.ask_each(requests)
-    disturbed = engine.ask_preempting(requests, every=3)
-    assert sum(output.metrics.num_preemptions for output in disturbed) > len(cases)
-    for case, expected, output in zip(cases, calm, disturbed, strict=True):
-        assert tokens_of(output) == tokens_of(expected), str(case)
-        assert output.kv_transfer_params == expected.kv_transfer_params, str(case)
-        for old, new in zip(
-            expected.outputs[0].logprobs, output.outputs[0].logprobs, strict=True
-        ):
-            assert list(new) == list(old)
-
-
-@uses(*BOTH)
-def test_aborted_requests_hold_nothing(engine: Engine) -> None:
-    """Pages, slots or saved blocks of aborted requests would be lost for good."""
-    core, requests = engine.llm.llm_engine, everything(engine)
-    for steps in (1, 2, 9):
-        ids = [f"aborted-{steps}-{number}" for number in range(len(requests))]
-        for request_id, (case, sampling) in zip(ids, requests, strict=True):
-            prompt = {"prompt_token_ids": case.prompt}
-            core.add_request(request_id, prompt, sampling_params(case, sampling))
-        for _ in range(steps):
-            core.step()
-        core.reset_prefix_cache(reset_running_requests=True)
-        assert core.has_unfinished_requests()
-        core.abort_request(ids)
-        engine.check_idle()
-    golden = golden_cases(engine.spec.checkpoint)[::3]
-    assert differences(golden, engine.answers(golden)) == []

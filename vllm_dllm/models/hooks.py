@@ -2,8 +2,7 @@
 
 vLLM calls these for a model whose architecture is in its config-hook table
 (compat/models.py puts ours there): once with the model config, once with the whole
-config.
-Everything that cannot work is refused here, with one clear message.
+config. Everything that cannot work is refused here, with one clear message.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,0 +1,72 @@
+"""Requests with full attention, and what engines answer to them."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tests.engines import Engine, Request, tokens_of
+from tests.golden_cases import MASK, Case, differences
+
+BOTH = ("llada", "dream")
+CACHES = ("none", "prefix", "dual")
+
+
+def case_of(
+    engine: Engine,
+    prompt_len: int,
+    gen_length: int,
+    block_length: int | None,
+    algorithm: str = "low_confidence",
+    **fields: Any,
+) -> Case:
+    """A request with a random prompt, a function of its length."""
+    rng = random.Random(prompt_len)
+    prompt = [rng.randrange(2, MASK) for _ in range(prompt_len)]
+    checkpoint = engine.spec.checkpoint
+    return Case(checkpoint, prompt, gen_length, block_length, algorithm, **fields)
+
+
+def dream_case(
+    engine: Engine,
+    prompt_len: int,
+    gen_length: int,
+    block_length: int,
+    algorithm: str = "maskgit_plus",
+    **fields: Any,
+) -> Case:
+    """The same for Dream, whose reference has no blocks without a cache."""
+    if fields["cache"] == "none":
+        fields.setdefault("steps", gen_length)
+    block = None if fields["cache"] == "none" else block_length
+    return case_of(engine, prompt_len, gen_length, block, algorithm, **fields)
+
+
+def failures(engine: Engine, cases: list[Case]) -> list[str]:
+    """What one batch and some requests alone answer other than the reference."""
+    cases = [case.answered() for case in cases]
+    outputs = engine.ask(cases)
+    outputs += [engine.ask([case])[0] for case in cases[::3]]
+    cases += cases[::3]
+    return differences(cases, [tokens_of(o) for o in outputs]) + [
+        f"{case}: {count} forwards"
+        for case, count in zip(cases, map(engine.forwards, outputs), strict=True)
+        if count > case.nfe
+    ]
+
+
+def answers_of(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
+    return [tokens_of(output) for output in engine.ask_each(requests)]
+
+
+def guided_cases(engine: Engine) -> list[Case]:
+    """With and without guidance; some sequences end where a page does."""
+    make = case_of if engine.spec.checkpoint == "llada-pub0" else dream_case
+    rule = "low_confidence" if make is case_of else "maskgit_plus"
+    cases = [
+        make(engine, length, gen, 8, rule, steps=gen // 2, cache=cache, cfg_scale=scale)
+        for length, gen in ((3, 13), (40, 24), (33, 24), (63, 33))
+        for cache in CACHES
+        for scale in (0.5, 1.5)
+    ]
+    return cases + [replace(case, cfg_scale=0.0) for case in cases[::2]]
