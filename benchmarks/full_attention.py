@@ -7,13 +7,15 @@ Fast-dLLM's prefix and dual, which decode by a threshold. One compute thread on 
 side; nothing else may run meanwhile. Alternating runs, medians, the same prompts on
 both sides. Weights are random, with attention and head scaled so that a threshold
 decodes several tokens per forward (`checkpoints.make_llada`); it is searched with
-the loop. Forwards are counted on both sides, and a difference is reported.
+the loop. Forwards are counted on both sides, and a difference is reported: with random
+weights rounding decides what passes a threshold. So prefix and dual are measured a
+second time with a fixed number of steps, which is the same work on both sides.
 """
 
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,10 @@ from server import Run, Server, serve
 BLOCK = 32
 STEPS = 64
 """Forwards of a whole answer without a cache."""
+EVEN_STEPS = 48
+"""The same with a cache, where no threshold decides."""
 CONCURRENCY = (1, 4, 8)
+EVEN_CONCURRENCY = (1, 8)
 CACHES = ("none", "prefix", "dual")
 WANTED = 3.0
 """Tokens per forward that the threshold is to give."""
@@ -88,14 +93,19 @@ def counted(
 
 
 def measure_cache(
-    server: Server, loop: FullAttentionLoop, cache: str, rule: dict[str, Any], n: int
+    server: Server,
+    loop: FullAttentionLoop,
+    cache: str,
+    rule: dict[str, Any],
+    concurrency: tuple[int, ...],
+    n: int,
 ) -> dict[str, Any]:
     """The table's rows of one cache, and the forwards per request of all runs."""
     asked = {f"dllm_{name}": value for name, value in rule.items()}
     asked["dllm_algorithm"] = "threshold" if "threshold" in rule else "low_confidence"
     measures = server_measures(
         server,
-        CONCURRENCY,
+        concurrency,
         vllm_xargs={"dllm_cache": cache, "dllm_block_length": BLOCK, **asked},
     )
     generate = partial(
@@ -122,6 +132,21 @@ def report_forwards(cache: str, forwards: dict[str, list[float]]) -> None:
             print(f"{cache}: {name} has {given:.2f} tokens per forward")
 
 
+Measure = tuple[str, dict[str, Any], tuple[int, ...]]
+"""A cache, a rule's fields, and how many requests at once."""
+
+
+def plan(caches: list[str], threshold: float | None) -> Iterator[tuple[str, Measure]]:
+    """What is measured, by name."""
+    for cache in caches:
+        if cache == "none":
+            yield cache, (cache, {"steps": STEPS}, CONCURRENCY)
+        else:
+            yield cache, (cache, {"threshold": threshold}, CONCURRENCY)
+            even = {"steps": EVEN_STEPS}
+            yield f"{cache}, {EVEN_STEPS} steps", (cache, even, EVEN_CONCURRENCY)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
@@ -131,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = conditions(args.repeats)
-    results.update(block=BLOCK, steps_without_cache=STEPS)
+    results.update(block=BLOCK, steps_without_cache=STEPS, even_steps=EVEN_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         checkpoint = checkpoints.make_llada(work / "llada")
@@ -141,25 +166,28 @@ def main() -> None:
             threshold = find_threshold(loop, "dual")
         results["threshold"] = threshold
         with serve(checkpoint, log=work / "llada.log") as server:
-            for cache in args.caches:
-                print(cache, flush=True)
-                rule = {"steps": STEPS} if cache == "none" else {"threshold": threshold}
-                results[cache] = measure_cache(server, loop, cache, rule, args.repeats)
-    show_all(results, args.caches)
+            for name, (cache, rule, concurrency) in plan(args.caches, threshold):
+                print(name, flush=True)
+                results[name] = measure_cache(
+                    server, loop, cache, rule, concurrency, args.repeats
+                )
+                write(results, args.out)
+    show_all(results)
     write(results, args.out)
 
 
-def show_all(results: dict[str, Any], caches: list[str]) -> None:
+def show_all(results: dict[str, Any]) -> None:
     """Print the table of docs/benchmarks.md, and what is not to be read from it."""
-    forwards = {cache: results[cache].pop("forwards_per_request") for cache in caches}
+    measured = [name for name in results if name.startswith(CACHES)]
+    forwards = {name: results[name].pop("forwards_per_request") for name in measured}
     show(results)
-    for cache in caches:
-        rows = results[cache]
+    for name in measured:
+        rows = results[name]
         faster = rows["plain loop"]["ms_per_step"] / rows["c=1"]["ms_per_step"]
-        print(f"{cache}: a forward at c=1 is {faster:.2f} x as fast as the loop's")
-        report_forwards(cache, forwards[cache])
-        results[cache]["forwards_per_request"] = forwards[cache]
-    if {"none", "dual"} <= set(caches):
+        print(f"{name}: a forward at c=1 is {faster:.2f} x as fast as the loop's")
+        report_forwards(name, forwards[name])
+        results[name]["forwards_per_request"] = forwards[name]
+    if {"none", "dual"} <= set(measured):
         both = {cache: results[cache]["c=8"] for cache in ("none", "dual")}
         print(f"c=8: dual is {ratio(both, 'dual', 'none'):.2f} x none")
 
