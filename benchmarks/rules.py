@@ -43,12 +43,15 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def measure(base_url: str, count: int, setting: dict[str, Any]) -> dict[str, float]:
+def measure(
+    base_url: str, count: int, setting: dict[str, Any], max_tokens: int = 64
+) -> dict[str, float]:
+    """Means over all skills, and over the two of arithmetic."""
     args = SimpleNamespace(
         base_url=base_url,
         count=count,
         concurrency=8,
-        max_tokens=64,
+        max_tokens=max_tokens,
         model=None,
         seed=0,
         extra_body={"vllm_xargs": setting},
@@ -61,6 +64,7 @@ def measure(base_url: str, count: int, setting: dict[str, Any]) -> dict[str, flo
     tokens = sum(row["tokens"] for row in rows)
     return {
         "exact": sum(row["exact"] for row in rows) / len(table),
+        "arithmetic": (table["add"]["exact"] + table["subtract"]["exact"]) / 2,
         "tokens_per_forward": tokens / sum(row["forwards"] for row in rows),
         "tokens_per_second": count * tokens / seconds,
     }
