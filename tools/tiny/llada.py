@@ -81,7 +81,7 @@ class LLaDARecipe(Recipe):
     # sums, on worksheets too; at the end the chat frame alone.
     stages = (
         Stage(0, shares(1.0, 1.0, 1.0, 0.8, 1.0, 1.0), 0.0, 0.1, 0.3, 0.5),
-        Stage(1, shares(1.5, 1.5, 0.5, 1.2, 0.6, 0.5), 0.1, 0.35, 0.4, 0.5),
+        Stage(1, shares(1.4, 1.4, 0.4, 0.8, 1.0, 1.0), 0.1, 0.3, 0.4, 0.5),
         Stage(4, shares(1.8, 2.2, 0.5, 1.8, 0.7, 0.6), 0.1, 0.1, 0.4, 0.5),
     )
     residual_writers = ("attn_out.weight", "ff_out.weight")
