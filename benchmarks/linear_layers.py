@@ -4,8 +4,8 @@
 
 The linear layers of the random SDAR of engine.py, in order, on vLLM's CPU kernel, with
 nothing between them; bfloat16, one thread, medians. Weights are read once for a batch,
-so the first rows cost little; once arithmetic takes longer than reading, every row costs
-as much as the one before, and batching has nothing left to give.
+so the first rows cost little; once arithmetic takes longer than reading, every row
+costs as much as the one before, and batching has nothing left to give.
 """
 
 import argparse
