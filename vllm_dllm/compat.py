@@ -5,6 +5,7 @@ it can be removed. `tests/test_compat.py` resolves each name in `PRIVATE_SYMBOLS
 that a vLLM upgrade names what went missing.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,10 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.gather_batch_req_state",
     "vllm.v1.worker.gpu.attn_utils:build_attn_metadata",
+    "vllm.v1.worker.gpu.model_runner:init_attn_backend",
+    "vllm.utils.torch_utils:async_tensor_h2d",
     "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
     "vllm.triton_utils.dispatcher:register_kernels",
     "vllm.v1.worker.cpu.model_runner:CPUModelRunner",
@@ -505,3 +509,37 @@ def replace_cpu_kernels() -> None:
     if not hasattr(triton, "next_power_of_2"):  # the placeholder lacks it
         triton.next_power_of_2 = next_power_of_2
     register_kernels(KERNELS)
+
+
+def size_attention_for_rows() -> None:
+    """Make room for our rows of attention in the buffers of its backends.
+
+    A span may be many rows (worker/attention.py). FlashAttention and FlashInfer size
+    their buffers for `max_num_seqs` requests, so a long prefill would not fit. Called
+    by workers; the second call does nothing. Removable when a model state can say how
+    many rows it makes.
+    """
+    from vllm.v1.worker.gpu import model_runner
+
+    from vllm_dllm.config import DllmConfig
+    from vllm_dllm.worker.attention import max_rows
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def init_attn_backend(
+            kv_cache_config: Any, vllm_config: "VllmConfig", *args: Any, **kwargs: Any
+        ) -> Any:
+            if is_ours(vllm_config.model_config):
+                config = DllmConfig.of(vllm_config.model_config)
+                scheduler = copy.copy(vllm_config.scheduler_config)
+                scheduler.max_num_seqs = max_rows(
+                    scheduler.max_num_seqs,
+                    scheduler.max_num_batched_tokens,
+                    None if config.facts.full_attention else config.block,
+                )
+                vllm_config = copy.copy(vllm_config)
+                vllm_config.scheduler_config = scheduler
+            return function(kv_cache_config, vllm_config, *args, **kwargs)
+
+        return init_attn_backend
+
+    wrap_once(model_runner, "init_attn_backend", wrapper)

@@ -9,8 +9,6 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
-from vllm_dllm.report import StepReport
-
 
 class DenoisingModelRunner(GPUModelRunner):
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
@@ -21,6 +19,15 @@ class DenoisingModelRunner(GPUModelRunner):
         for req_id in scheduler_output.finished_req_ids:
             self.model_state.forget(req_id)
         super().finish_requests(scheduler_output)
+
+    def gather_batch_req_state(self, *args: Any, **kwargs: Any) -> Any:
+        state, uniform_tokens = super().gather_batch_req_state(*args, **kwargs)
+        canvas = self.model_state.canvas
+        if state is not None and canvas.any_guided(state.idx_mapping_np):
+            # Two rows of attention for a request: no CUDA graph of the whole model,
+            # which is captured with one, may take the step.
+            uniform_tokens = None
+        return state, uniform_tokens
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:
         input_batch = super().prepare_inputs(*args, **kwargs)
@@ -46,9 +53,9 @@ class DenoisingModelRunner(GPUModelRunner):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         output = super().sample_tokens(grammar_output)
-        if self.sampler.report.is_worth_sending:
-            self.sampler.report.attach(output.model_runner_output)
-            self.sampler.report = StepReport()
+        report = self.sampler.take_report()
+        if report.is_worth_sending:
+            report.attach(output.model_runner_output)
         return output
 
 
