@@ -1,0 +1,40 @@
+"""vLLM's warm-up of a GPU worker, which no CPU worker runs: requests that no scheduler
+made, of lengths that are no whole blocks, with every sampling parameter."""
+
+from typing import Any
+
+import pytest
+
+from tests.engines import Engine, uses
+from tests.golden_cases import differences, golden_cases
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def warm_up(worker: Any) -> None:
+    """What `Worker.compile_or_warm_up_model` does besides CUDA graphs."""
+    import torch
+    from vllm import SamplingParams
+    from vllm.v1.worker.gpu import warmup
+
+    run = (worker.model_runner, worker.execute_model, worker.sample_tokens)
+    patch = pytest.MonkeyPatch()
+    with patch.context() as patched:
+        # There is nothing to wait for on CPU, and no kernel for prompt logprobs.
+        patched.setattr(torch.accelerator, "synchronize", lambda: None)
+        params = SamplingParams.for_sampler_warmup()
+        params.prompt_logprobs = None
+        patched.setattr(SamplingParams, "for_sampler_warmup", lambda: params)
+        assert warmup.run_mixed_prefill_decode_warmup(*run, num_tokens=16)
+        warmup.warmup_kernels(*run)
+
+
+@uses("llada8", "llada")
+def test_a_warmed_up_engine_holds_nothing_and_answers_as_before(
+    engine: Engine,
+) -> None:
+    """A GPU server would not start, or start with slots and pages that are lost."""
+    engine.llm.collective_rpc(warm_up)
+    engine.check_idle()
+    cases = golden_cases(engine.spec.checkpoint, engine.spec.block)
+    assert differences(cases, engine.answers(cases)) == []
