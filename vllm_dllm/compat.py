@@ -65,6 +65,7 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner._dummy_sampler_run",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.gather_batch_req_state",
     "vllm.v1.worker.gpu.attn_utils:build_attn_metadata",

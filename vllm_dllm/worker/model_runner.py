@@ -35,6 +35,20 @@ class DenoisingModelRunner(GPUModelRunner):
         self.model_state.place_twins(input_batch)
         return input_batch
 
+    @torch.inference_mode()
+    def _dummy_sampler_run(self, hidden_states: torch.Tensor) -> None:
+        """The memory of a step's logits, for vLLM's profiling run.
+
+        Of as many rows as a step may have; vLLM itself takes one per request. On CPU,
+        where nothing depends on it, that would take long.
+        """
+        rows = len(hidden_states)
+        if self.model_state.canvas.whole_blocks:
+            block = self.model_state.config.block_size or self.max_model_len
+            rows = min(self.max_num_tokens, self.max_num_reqs * block)
+        dummy = hidden_states.new_zeros(rows, hidden_states.shape[1])
+        self.sampler.profile(self.model.compute_logits(dummy))
+
     def sample(
         self,
         hidden_states: torch.Tensor,

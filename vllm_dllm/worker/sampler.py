@@ -59,11 +59,10 @@ class DenoisingSampler:
     def apply_staged_writes(self) -> None:
         """Nothing is staged: requests are added between steps, on one stream."""
 
-    def __call__(self, logits: torch.Tensor, input_batch: InputBatch) -> SamplerOutput:
-        """The memory of a step, for vLLM's profiling run: its slots hold no request."""
-        for measures in (False, True):  # on a GPU these are two kernels to compile
+    def profile(self, logits: torch.Tensor) -> None:
+        """Take the memory of a step, and on a GPU compile its two kernels."""
+        for measures in (False, True):
             candidates(logits, self.canvas.mask_token_id, measures)
-        return self.commit_only(input_batch)
 
     def gather(self, input_batch: InputBatch) -> tuple[CanvasBatch, torch.Tensor]:
         """The blocks of the batch, and the rows to compute logits of.
