@@ -46,10 +46,10 @@ def median_of(runs: list[Run]) -> dict[str, float]:
     }
 
 
-def random_prompt(seed: int) -> list[int]:
+def random_prompt(seed: int, length: int = PROMPT) -> list[int]:
     """The first prompt that the server gets for this seed."""
     rng = random.Random(seed)
-    return [rng.randrange(5, 30000) for _ in range(PROMPT)]
+    return [rng.randrange(5, 30000) for _ in range(length)]
 
 
 def measure_loop(generate: Callable[[list[int]], Result], seed: int) -> Run:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
-import httpx
 import pytest
 
 from tests.golden_cases import GOLDEN, Case
@@ -285,11 +285,10 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError(f"vllm serve ended:\n{self.log_tail()}")
             try:
-                if httpx.get(f"{self.url}/health").is_success:
+                with urlopen(f"{self.url}/health"):
                     return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
+            except OSError:
+                time.sleep(0.5)
         raise RuntimeError(f"vllm serve does not answer:\n{self.log_tail()}")
 
     def log_tail(self) -> str:
@@ -297,7 +296,8 @@ class Server:
 
     def metric(self, name: str) -> float:
         """A vLLM gauge or counter, summed over its labels."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        with urlopen(f"{self.url}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
         values = [
             float(line.rsplit(" ", 1)[1])
             for line in lines

@@ -228,3 +228,12 @@ def differences(cases: list[Case], answers: list[list[int]]) -> list[str]:
         for case, answer in zip(cases, answers, strict=True)
         if answer != case.tokens
     ]
+
+
+def too_many_forwards(cases: list[Case], forwards: list[int]) -> list[str]:
+    """One line for every answer that took more forwards than the authors' code."""
+    return [
+        f"{case}: {count} forwards"
+        for case, count in zip(cases, forwards, strict=True)
+        if count > case.nfe
+    ]

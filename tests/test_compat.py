@@ -252,3 +252,28 @@ def test_the_v2_gate_closes_after_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(RuntimeError, match="HAS_TRITON=True"):
         GatedConfig("SDARForCausalLM")._validate_v2_model_runner()
     assert not vllm_config_module.HAS_TRITON
+
+
+def test_attention_backends_are_told_of_our_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Buffers for as many requests as may run do not hold the rows of a prefill; for
+    other models nothing may change."""
+    from vllm.v1.worker.gpu import model_runner
+
+    told: list[Any] = []
+    monkeypatch.setattr(
+        model_runner, "init_attn_backend", lambda kv, config: told.append(config)
+    )
+    compat.size_attention_for_rows()
+    compat.size_attention_for_rows()
+    scheduler = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=4096)
+    for architecture, rows in (("SDARForCausalLM", 1024), ("Qwen3ForCausalLM", 8)):
+        model = SimpleNamespace(architectures=[architecture])
+        model.hf_config = SimpleNamespace()
+        DllmConfig(block_size=4, mask_token_id=1, steps=4).attach(model)
+        config = SimpleNamespace(model_config=model, scheduler_config=scheduler)
+        model_runner.init_attn_backend(None, config)
+        assert told[-1].scheduler_config.max_num_seqs == rows
+        assert scheduler.max_num_seqs == 8
+    assert len(told) == 2

@@ -3,7 +3,14 @@
 import pytest
 
 from tests.engines import Engine, tokens_of, uses
-from tests.golden_cases import EOS, Case, differences, golden_cases, new_cases
+from tests.golden_cases import (
+    EOS,
+    Case,
+    differences,
+    golden_cases,
+    new_cases,
+    too_many_forwards,
+)
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
@@ -14,14 +21,6 @@ def cases_of(engine: Engine) -> list[Case]:
     cases = golden_cases(engine.spec.checkpoint, engine.spec.block)
     assert len(cases) >= 10
     return cases
-
-
-def too_many_forwards(cases: list[Case], forwards: list[int]) -> list[str]:
-    return [
-        f"{case}: {count} forwards"
-        for case, count in zip(cases, forwards, strict=True)
-        if count > case.nfe
-    ]
 
 
 @uses(*ALL)

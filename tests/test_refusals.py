@@ -74,6 +74,11 @@ def without_mask_token(model: Path) -> None:
         ),
         ({}, {"max_num_batched_tokens": 31}, ["max_num_batched_tokens=31", "32"]),
         ({}, {"async_scheduling": True}, ["--async-scheduling"]),
+        (
+            {},
+            {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL"}},
+            ["cudagraph_mode FULL", "FULL_AND_PIECEWISE"],
+        ),
         ({}, {"enable_prompt_embeds": True}, ["--enable-prompt-embeds"]),
         (
             {},
@@ -115,6 +120,14 @@ def test_what_we_would_choose_ourselves_is_accepted() -> None:
     scheduler = "vllm_dllm.scheduler.BlockDiffusionScheduler"
     config = configure(SDAR, scheduler_cls=scheduler, async_scheduling=False, **options)
     assert config.scheduler_config.scheduler_cls == scheduler
+
+
+@pytest.mark.parametrize("mode", ["NONE", "PIECEWISE", "FULL_AND_PIECEWISE"])
+def test_other_cuda_graphs_are_accepted(mode: str) -> None:
+    """The default of a GPU would be refused."""
+    graphs = {"cudagraph_mode": mode}
+    configure(SDAR, enforce_eager=False, compilation_config=graphs)
+    configure(SDAR, compilation_config={"cudagraph_mode": "FULL"})
 
 
 def test_a_checkpoint_without_a_mask_id_is_refused(tmp_path: Path) -> None:

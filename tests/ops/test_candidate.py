@@ -1,6 +1,7 @@
-"""The best token of a row and its probability: native, torch and float64 agree."""
+"""The best token of a row and its measures: all implementations and float64 agree."""
 
 import math
+import os
 from collections.abc import Callable
 
 import pytest
@@ -15,16 +16,37 @@ from vllm_dllm.ops.candidate import (
     margin,
 )
 
-Implementation = Callable[[torch.Tensor, int], Candidates]
+Implementation = Callable[..., Candidates]
 BUILT = extension.load() is not None
 native = pytest.param(
     candidates,
     id="native",
     marks=pytest.mark.skipif(not BUILT, reason="not built"),
 )
-both = pytest.mark.parametrize(
-    "implementation", [native, pytest.param(candidates_torch, id="torch")]
-)
+GPU = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def by_triton(
+    logits: torch.Tensor, mask_token_id: int, measures: bool = False
+) -> Candidates:
+    """On a GPU, or on CPU in Triton's interpreter (test_candidate_triton.py)."""
+    from vllm_dllm.ops import candidate_triton
+
+    if GPU:  # a slice of a tensor must stay one
+        whole = logits if logits._base is None else logits._base
+        offset = logits.storage_offset()
+        logits = whole.cuda().as_strided(logits.shape, logits.stride(), offset)
+    found = candidate_triton.candidates(logits, mask_token_id, measures)
+    return Candidates(
+        *(None if part is None else part.cpu() for part in vars(found).values())
+    )
+
+
+implementations = [native, pytest.param(candidates_torch, id="torch")]
+if GPU or INTERPRETED:
+    implementations.append(pytest.param(by_triton, id="triton"))
+every = pytest.mark.parametrize("implementation", implementations)
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
 )
@@ -54,7 +76,7 @@ def check(implementation: Implementation, logits: torch.Tensor, mask: int) -> No
     torch.testing.assert_close(found.confidence.double(), confidence, rtol=2e-5, atol=0)
 
 
-@both
+@every
 @every_dtype
 @pytest.mark.parametrize("vocab", [2, 3, 7, 17, 255, 1023, 1024, 1025, 4099, 40000])
 def test_every_size_of_vocabulary_is_read_to_its_end(
@@ -68,7 +90,7 @@ def test_every_size_of_vocabulary_is_read_to_its_end(
     check(implementation, last_is_best, 0)
 
 
-@both
+@every
 @every_dtype
 def test_the_mask_is_never_chosen_and_has_no_probability(
     implementation: Implementation, dtype: torch.dtype
@@ -87,7 +109,7 @@ def test_the_mask_is_never_chosen_and_has_no_probability(
         )
 
 
-@both
+@every
 @every_dtype
 def test_of_equals_the_lowest_id_is_chosen(
     implementation: Implementation, dtype: torch.dtype
@@ -106,7 +128,7 @@ def test_of_equals_the_lowest_id_is_chosen(
     assert found.confidence.tolist() == pytest.approx([1 / 2999] * 2, rel=1e-5)
 
 
-@both
+@every
 @every_dtype
 def test_banned_stretches_of_a_row_are_passed_over(
     implementation: Implementation, dtype: torch.dtype
@@ -122,7 +144,7 @@ def test_banned_stretches_of_a_row_are_passed_over(
     assert (found.token.item(), found.confidence.item()) == (2500, 1.0)
 
 
-@both
+@every
 @every_dtype
 def test_rows_may_lie_apart(implementation: Implementation, dtype: torch.dtype) -> None:
     """Under tensor parallelism the vocabulary is padded, and its end is cut off."""
@@ -133,7 +155,7 @@ def test_rows_may_lie_apart(implementation: Implementation, dtype: torch.dtype) 
     check(implementation, padded[1:, 3:1001], mask=0)
 
 
-@both
+@every
 @every_dtype
 def test_other_logits_are_left_alone(
     implementation: Implementation, dtype: torch.dtype
@@ -146,7 +168,7 @@ def test_other_logits_are_left_alone(
     assert torch.equal(logits, before)
 
 
-@both
+@every
 def test_sure_rows_and_wide_ranges_keep_their_confidence(
     implementation: Implementation,
 ) -> None:
@@ -161,22 +183,54 @@ def test_sure_rows_and_wide_ranges_keep_their_confidence(
     check(implementation, rising.flip(1).contiguous(), mask=9)
 
 
-@both
+@every
 def test_a_row_is_answered_as_if_it_were_alone(implementation: Implementation) -> None:
     """Threads that share a row's work would add it up in another order."""
     logits = rows(40, 20011)
-    found = implementation(logits.clone(), 5)
+    found = implementation(logits.clone(), 5, True)
     for index in (0, 1, 17, 39):
-        alone = implementation(logits[index : index + 1].clone(), 5)
-        assert torch.equal(alone.token, found.token[index : index + 1])
-        assert torch.equal(alone.confidence, found.confidence[index : index + 1])
+        alone = implementation(logits[index : index + 1].clone(), 5, True)
+        for name, part in vars(alone).items():
+            assert torch.equal(part, getattr(found, name)[index : index + 1]), name
 
 
-@both
+@every
 def test_no_rows_are_no_candidates(implementation: Implementation) -> None:
     """A step of prefills alone has no logits at all."""
-    found = implementation(torch.empty(0, 300), 5)
-    assert found.token.shape == found.confidence.shape == (0,)
+    found = implementation(torch.empty(0, 300), 5, True)
+    assert all(part.shape == (0,) for part in vars(found).values())
+
+
+@every
+@every_dtype
+@pytest.mark.parametrize("vocab", [2, 3, 7, 257, 4095, 4096, 4097, 40000])
+def test_measures_are_those_of_the_whole_distribution(
+    implementation: Implementation, dtype: torch.dtype, vocab: int
+) -> None:
+    """Parts of a row are summed apart, and have other best and second-best tokens."""
+    for seed, mask in enumerate((0, vocab // 2, vocab - 1)):
+        logits = rows(7, vocab, seed, scale=3).to(dtype)
+        if vocab > 3:
+            logits[0, 1 :: vocab // 3] = 12.0  # equals, in several parts
+            logits[1, : vocab // 2] = -INF
+            logits[2] = -INF
+            logits[2, vocab - 1 - (mask == vocab - 1)] = -3.0
+            logits[3, vocab // 3] = 40.0
+        plain = implementation(logits.clone(), mask)
+        found = implementation(logits.clone(), mask, True)
+        assert torch.equal(found.token, plain.token)
+        assert torch.equal(found.confidence, plain.confidence)
+        assert plain.entropy is None and plain.margin is None
+        assert found.entropy is not None and found.margin is not None
+        wide = logits.double()
+        wide[:, mask] = -INF
+        probs = wide.softmax(dim=1)
+        top = probs.topk(2, dim=1).values
+        expected = torch.special.entr(probs).sum(dim=1)
+        close = torch.testing.assert_close
+        close(found.entropy.double(), expected, rtol=1e-4, atol=1e-6)
+        close(found.margin.double(), top[:, 0] - top[:, 1], rtol=1e-4, atol=1e-6)
+        assert (found.entropy >= 0).all() and (found.margin >= 0).all()
 
 
 DISTRIBUTIONS: list[list[float]] = [

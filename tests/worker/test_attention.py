@@ -17,6 +17,7 @@ from vllm_dllm.worker.attention import (
     AttentionRows,
     block_causal_rows,
     guided_rows,
+    max_rows,
     whole_rows,
 )
 
@@ -25,19 +26,29 @@ def fake_batch(spans: list[tuple[int, int]], padding: int = 0) -> Any:
     """Spans as (first position, number of tokens), then unused entries."""
     lengths = [length for _, length in spans] + [0] * padding
     ends = [start + length for start, length in spans] + [9999] * padding
+    query_start = np.cumsum([0, *lengths], dtype=np.int32)
     return SimpleNamespace(
         num_scheduled_tokens=np.array(lengths, dtype=np.int32),
         seq_lens=torch.tensor(ends, dtype=torch.int32),
-        query_start_loc_np=np.cumsum([0, *lengths], dtype=np.int32),
+        query_start_loc_np=query_start,
+        query_start_loc=torch.from_numpy(query_start.copy()),
     )
+
+
+def owners(rows: AttentionRows) -> list[int]:
+    """The request of each row."""
+    if rows.owner is None:
+        return list(range(rows.num_rows))
+    return rows.owner.tolist()
 
 
 def seen_by_rows(rows: AttentionRows, num_tokens: int, width: int) -> torch.Tensor:
     """[num_tokens, num_reqs * width] bool, as a backend without a causal mask sees."""
-    mask = torch.zeros(num_tokens, (int(rows.owner.max()) + 1) * width).bool()
+    mask = torch.zeros(num_tokens, (max(owners(rows)) + 1) * width).bool()
     starts = rows.query_start.tolist()
+    assert rows.query_start_device.tolist() == starts
     for row, (owner, keys) in enumerate(
-        zip(rows.owner.tolist(), rows.seq_lens.tolist(), strict=True)
+        zip(owners(rows), rows.seq_lens.tolist(), strict=True)
     ):
         assert starts[row + 1] - starts[row] <= rows.max_query_len
         mask[starts[row] : starts[row + 1], owner * width : owner * width + keys] = True
@@ -95,7 +106,7 @@ def test_a_row_is_a_block_of_one_request(spans: list[tuple[int, int]]) -> None:
     """A row over two requests would read the keys of one of them for both."""
     rows = check(spans, block=4)
     owner = [i for i, (_, length) in enumerate(spans) for _ in range(length // 4)]
-    assert rows.owner.tolist() == owner
+    assert owners(rows) == owner
     table = torch.arange(6 * len(spans)).view(len(spans), 6)
     assert torch.equal(rows.block_table(table), table[owner])
     assert rows.query_start.tolist() == list(range(0, 4 * len(owner) + 1, 4))
@@ -105,8 +116,9 @@ def test_a_row_is_a_block_of_one_request(spans: list[tuple[int, int]]) -> None:
 def test_backends_get_the_types_that_they_read() -> None:
     """A kernel reads int64 lengths as twice as many int32 ones."""
     rows = check([(8, 8), (0, 4)], block=4)
-    assert rows.owner.dtype == torch.int64
+    assert rows.owner is not None and rows.owner.dtype == torch.int64
     assert rows.query_start.dtype == rows.seq_lens.dtype == torch.int32
+    assert rows.query_start_device.dtype == torch.int32
     assert rows.query_start.device.type == "cpu"
 
 
@@ -115,17 +127,37 @@ def test_entries_behind_the_batch_are_not_read(padding: int) -> None:
     """The arrays are as long as the largest batch, and hold what was there before."""
     spans = [(8, 8), (0, 4), (16, 4)]
     padded, alone = check(spans, 4, padding), check(spans, 4)
-    assert torch.equal(padded.owner, alone.owner)
+    assert owners(padded) == owners(alone)
     assert torch.equal(padded.seq_lens, alone.seq_lens)
     batch = fake_batch([*spans, (0, 3)])
-    assert len(block_causal_rows(batch, 3, 4).owner) == len(alone.owner)
+    assert owners(block_causal_rows(batch, 3, 4)) == owners(alone)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_cuda_graph_finds_a_block_of_each_request_where_it_was(padding: int) -> None:
+    """A replay reads the addresses of the capture. Tensors made for the step would be
+    freed by then, and the answers those of another step."""
+    spans = [(8, 4), (0, 4), (16, 4)]
+    batch = fake_batch(spans, padding)
+    # The graph's batch is padded; this one array is not.
+    batch.num_scheduled_tokens = batch.num_scheduled_tokens[: len(spans)]
+    rows = block_causal_rows(batch, len(spans) + padding, 4)
+    table = torch.arange(60).view(-1, 10)
+    assert rows.num_rows == len(spans) + padding
+    for found, persistent in (
+        (rows.query_start_device, batch.query_start_loc),
+        (rows.seq_lens, batch.seq_lens),
+        (rows.block_table(table), table),
+    ):
+        assert found.data_ptr() == persistent.data_ptr()
+    assert rows.max_query_len == 4
 
 
 def test_a_dummy_batch_has_one_row_per_request() -> None:
     """Profiling runs spans of any length, which no whole number of blocks covers."""
     spans = [(0, 5), (0, 4), (0, 3)]
     rows = block_causal_rows(fake_batch(spans, padding=2), 3, 4)
-    assert rows.owner.tolist() == [0, 1, 2]
+    assert owners(rows) == [0, 1, 2]
     assert rows.query_start.tolist() == [0, 5, 9, 12]
     assert rows.query_start.dtype == torch.int32
     assert rows.seq_lens.tolist() == [5, 4, 3]
@@ -149,13 +181,29 @@ def test_with_full_attention_a_span_is_one_row() -> None:
     spans = [(0, 20), (12, 4), (8, 11)]
     ends = torch.tensor([20, 30, 19], dtype=torch.int32)
     rows = whole_rows(fake_batch(spans, padding=2), 3, ends)
-    assert rows.owner.tolist() == [0, 1, 2]
+    assert owners(rows) == [0, 1, 2]
     assert rows.query_start.tolist() == [0, 20, 24, 35]
     assert rows.query_start.dtype == rows.seq_lens.dtype == torch.int32
     assert rows.seq_lens.tolist() == [20, 30, 19]
     assert rows.max_query_len == 20
     table = torch.arange(12).view(3, 4)
     assert torch.equal(rows.block_table(table), table)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_batch_has_more_rows_than_buffers_are_made_for(seed: int) -> None:
+    """A backend writes a number for each row, and there is no room behind the last."""
+    rng = random.Random(seed)
+    block, max_tokens = rng.choice([4, 16, 32]), 512
+    lengths = [block * rng.randint(1, 8) for _ in range(rng.randint(1, 16))]
+    while sum(lengths) > max_tokens:
+        lengths.pop()
+    rows = block_causal_rows(fake_batch([(0, n) for n in lengths]), len(lengths), block)
+    assert rows.num_rows <= max_rows(2, max_tokens, block)
+    one_long = block_causal_rows(fake_batch([(0, max_tokens)]), 1, block)
+    assert one_long.num_rows == max_rows(2, max_tokens, block)
+    guided = check_guided([Guided(10, 12)] * len(lengths))
+    assert guided.num_rows == max_rows(len(lengths), max_tokens, None)
 
 
 PAGE = 4
@@ -207,7 +255,8 @@ def check_guided(requests: list[Guided]) -> AttentionRows:
     shuffled = torch.randperm(len(requests) * pages, generator=torch.manual_seed(0))
     table = shuffled.view(len(requests), pages)
     tables = rows.block_table(table)
-    assert tables.shape == (len(rows.owner), pages)
+    assert tables.shape == (rows.num_rows, pages)
+    assert rows.query_start_device.tolist() == rows.query_start.tolist()
     seen = []
     for index, keys in enumerate(rows.seq_lens.tolist()):
         first, last = rows.query_start[index : index + 2].tolist()
@@ -243,7 +292,7 @@ def test_a_branch_sees_its_own_pages_alone(
 ) -> None:
     """The unconditional branch would see the prompt, or nothing of the answer."""
     rows = check_guided(requests)
-    assert rows.owner.tolist() == owner
+    assert owners(rows) == owner
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -264,7 +313,7 @@ def test_guided_requests_mix_with_others(seed: int) -> None:
 def test_guided_rows_have_the_types_of_others() -> None:
     """A kernel reads int64 lengths as twice as many int32 ones."""
     rows = check_guided([Guided(10, 12), Guided(5, 0)])
-    assert rows.owner.dtype == torch.int64
+    assert rows.owner is not None and rows.owner.dtype == torch.int64
     assert rows.query_start.dtype == rows.seq_lens.dtype == torch.int32
     assert rows.query_start.device.type == "cpu"
     tables = rows.block_table(torch.zeros(2, 9, dtype=torch.int32))
@@ -275,7 +324,8 @@ def test_a_shifted_table_stays_within_its_own() -> None:
     """An index past a row is the next request's page, or out of bounds."""
     rows = AttentionRows(
         owner=torch.tensor([1, 1, 0]),
-        query_start=torch.tensor([0, 1, 2, 3], dtype=torch.int32),
+        query_start=torch.arange(4, dtype=torch.int32),
+        query_start_device=torch.arange(4, dtype=torch.int32),
         seq_lens=torch.tensor([4, 4, 4], dtype=torch.int32),
         max_query_len=1,
         first_page=torch.tensor([0, 2, 1]),

@@ -264,3 +264,38 @@ def test_lots_of_positions_and_of_steps_differ() -> None:
     second = desk.sampling.order_noise(desk.batch())
     assert len({*first.flatten().tolist(), *second[0].tolist()}) == 18
     assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("needs", [(), ("entropy", "margin")])
+def test_with_all_positions_of_the_blocks_the_candidates_are_the_same(
+    needs: tuple[str, ...],
+) -> None:
+    """A GPU is not asked which positions are masks, so the rows of a request are
+    counted on the CPU: one off, and it gets its neighbour's temperature."""
+    asked = [{}, WARM, {"temperature": 1.0, "min_p": 0.2}, {"logit_bias": {3: 5.0}}]
+    for some in ([0, 1, 2, 3], [2, 0], [3], [0]):
+        every_position = torch.randn(
+            len(some), 6, VOCAB, generator=torch.manual_seed(1)
+        )
+        found = []
+        for whole in (False, True):
+            desk = Desk(CLEAN)
+            desk.canvas.whole_blocks = whole
+            for slot in some:
+                fields = {"temperature": 0.0, **asked[slot]}
+                desk.add(slot, {"logits_eos_inf": slot == 1}, **fields)
+                desk.canvas.tokens[slot, slot::2] = 7
+            batch = desk.batch()
+            rows = every_position[batch.cell]
+            assert len(rows) == 6 * len(some) if whole else len(rows) < 6 * len(some)
+            candidates = desk.propose(rows, *needs)
+            masks = batch.masked[batch.cell]
+            found.append(
+                {
+                    k: v[masks]
+                    for k, v in vars(candidates).items()
+                    if needs or k in ("token", "confidence")
+                }
+            )
+        for name, values in found[0].items():
+            assert torch.equal(values, found[1][name]), name

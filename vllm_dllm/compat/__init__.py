@@ -16,6 +16,7 @@ from vllm_dllm.compat.models import (
     open_v2_gate,
     register_configs,
     replace_cpu_kernels,
+    size_attention_for_rows,
 )
 from vllm_dllm.compat.patch import is_ours
 from vllm_dllm.compat.requests import (
@@ -41,4 +42,5 @@ __all__ = [
     "replace_cpu_kernels",
     "replace_request_validation",
     "report_forwards",
+    "size_attention_for_rows",
 ]

@@ -1,5 +1,6 @@
 """Patches that let vLLM load and run our models."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -98,3 +99,37 @@ def add_stop_tokens() -> None:
         return try_get_generation_config
 
     wrap_once(ModelConfig, "try_get_generation_config", wrapper)
+
+
+def size_attention_for_rows() -> None:
+    """Make room for our rows of attention in the buffers of its backends.
+
+    A span may be many rows (worker/attention.py). FlashAttention and FlashInfer size
+    their buffers for `max_num_seqs` requests, so a long prefill would not fit. Called
+    by workers; the second call does nothing. Removable when a model state can say how
+    many rows it makes.
+    """
+    from vllm.v1.worker.gpu import model_runner
+
+    from vllm_dllm.config import DllmConfig
+    from vllm_dllm.worker.attention import max_rows
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def init_attn_backend(
+            kv_cache_config: Any, vllm_config: "VllmConfig", *args: Any, **kwargs: Any
+        ) -> Any:
+            if is_ours(vllm_config.model_config):
+                config = DllmConfig.of(vllm_config.model_config)
+                scheduler = copy.copy(vllm_config.scheduler_config)
+                scheduler.max_num_seqs = max_rows(
+                    scheduler.max_num_seqs,
+                    scheduler.max_num_batched_tokens,
+                    None if config.facts.full_attention else config.block,
+                )
+                vllm_config = copy.copy(vllm_config)
+                vllm_config.scheduler_config = scheduler
+            return function(kv_cache_config, vllm_config, *args, **kwargs)
+
+        return init_attn_backend
+
+    wrap_once(model_runner, "init_attn_backend", wrapper)

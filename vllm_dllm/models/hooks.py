@@ -7,6 +7,7 @@ config. Everything that cannot work is refused here, with one clear message.
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.config.compilation import CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -68,6 +69,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
             forward_whole_blocks(vllm_config, config)
         facts = engine_facts(vllm_config, config)
         config.with_facts(facts).attach(model_config)
+        vllm_config.attention_config.use_non_causal = True
         vllm_config.scheduler_config.async_scheduling = False
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         if vllm_config.parallel_config.worker_cls == "auto":
@@ -220,6 +222,15 @@ def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
     )
 
 
+def captures_any_batch(vllm_config: "VllmConfig") -> bool:
+    """Whether a whole model is to be captured for batches whose attention rows are not
+    their requests (worker/attention.py)."""
+    mode = vllm_config.compilation_config.cudagraph_mode
+    if mode is None or vllm_config.model_config.enforce_eager:
+        return False
+    return mode.mixed_mode() == CUDAGraphMode.FULL
+
+
 def refuse_unsupported(vllm_config: "VllmConfig") -> None:
     """Raise ValueError for features that would give wrong answers or none."""
     parallel = vllm_config.parallel_config
@@ -250,6 +261,8 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
         "another scheduler (--scheduler-cls)": (
             vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER)
         ),
+        "a CUDA graph of any batch (cudagraph_mode FULL; FULL_AND_PIECEWISE has one of "
+        "steps that forward a block of each request)": captures_any_batch(vllm_config),
         "watermarks (--watermark-config)": vllm_config.watermark_config is not None,
         "sampling masks (--return-sampling-mask)": model_config.return_sampling_mask,
         f"--logprobs-mode {model_config.logprobs_mode}": (

@@ -12,12 +12,13 @@ class SamplingFilters:
 
     temperature: torch.Tensor
     """float32; 0 takes the most likely token."""
-    top_k: torch.Tensor
-    """int64; the vocabulary size switches it off."""
-    top_p: torch.Tensor
-    """float32; 1 switches it off."""
-    min_p: torch.Tensor
-    """float32; 0 switches it off."""
+    top_k: torch.Tensor | None
+    """int64; the vocabulary size switches it off. None: no row has one, which is not to
+    be asked of a device."""
+    top_p: torch.Tensor | None
+    """float32; 1 switches it off. None as above."""
+    min_p: torch.Tensor | None
+    """float32; 0 switches it off. None as above."""
 
 
 def sample(
@@ -39,13 +40,11 @@ def sample(
     """
     greedy = filters.temperature == 0
     logits /= torch.where(greedy, 1.0, filters.temperature).unsqueeze(1)
-    if (filters.min_p > 0).any():
+    if filters.min_p is not None:
         floor = logits.amax(dim=1) + filters.min_p.log()
         logits.masked_fill_(logits < floor.unsqueeze(1), float("-inf"))
     vocab = logits.shape[1]
-    top_k = filters.top_k if (filters.top_k < vocab).any() else None
-    top_p = filters.top_p if (filters.top_p < 1).any() else None
-    probs = apply_top_k_top_p(logits, top_k, top_p).softmax(dim=1)
+    probs = apply_top_k_top_p(logits, filters.top_k, filters.top_p).softmax(dim=1)
     # Invert the distribution function. float64, so that no token of a large vocabulary
     # is lost to rounding; scaled by the last value, so that one is always found.
     cumulative = probs.cumsum(dim=1, dtype=torch.float64)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 
@@ -20,25 +21,40 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 class AttentionRows:
     """What the backend sees as its requests."""
 
-    owner: torch.Tensor
-    """[num_rows] int64: index in the batch of the request that a row belongs to."""
     query_start: torch.Tensor
     """[num_rows + 1] int32: first query of each row, on the CPU."""
+    query_start_device: torch.Tensor
+    """The same on the device."""
     seq_lens: torch.Tensor
     """[num_rows] int32: number of keys that a row sees."""
     max_query_len: int
+    owner: torch.Tensor | None = None
+    """[num_rows] int64: index in the batch of the request that a row belongs to; None
+    if the rows are the requests."""
     first_page: torch.Tensor | None = None
     """[num_rows] int64: where in the request's block table a row's keys begin; None if
     all begin at its start."""
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.seq_lens)
+
     def block_table(self, table: torch.Tensor) -> torch.Tensor:
         """The block tables of the rows, from those of the requests."""
+        if self.owner is None:
+            return table
         table = table[self.owner]
         if self.first_page is None:
             return table
         pages = torch.arange(table.shape[1], device=table.device)
         shifted = self.first_page.unsqueeze(1) + pages
         return table.gather(1, shifted.clamp(max=table.shape[1] - 1))
+
+
+def max_rows(max_num_reqs: int, max_num_tokens: int, block: int | None) -> int:
+    """Number of rows that no batch exceeds; `block` is None with full attention."""
+    most = 3 * max_num_reqs if block is None else max_num_tokens // block
+    return max(most, max_num_reqs)
 
 
 def block_causal_rows(
@@ -52,9 +68,9 @@ def block_causal_rows(
     num_tokens = input_batch.num_scheduled_tokens[:num_reqs]
     seq_lens = input_batch.seq_lens[:num_reqs]
     device = seq_lens.device
-    if (num_tokens % block).any():
+    if (num_tokens == block).all() or (num_tokens % block).any():
         return whole_rows(input_batch, num_reqs, seq_lens)
-    rows_per_request = torch.from_numpy(num_tokens // block).to(device, torch.int64)
+    rows_per_request = async_tensor_h2d(num_tokens // block, device, torch.int64)
     num_rows = int(num_tokens.sum()) // block
     owner = torch.repeat_interleave(rows_per_request, output_size=num_rows)
     # Rows of a request end `block` apart, the last one at the end of the sequence.
@@ -62,8 +78,10 @@ def block_causal_rows(
         1, num_rows + 1, device=device
     )
     return AttentionRows(
-        owner=owner,
         query_start=torch.arange(num_rows + 1, dtype=torch.int32) * block,
+        query_start_device=torch.arange(num_rows + 1, dtype=torch.int32, device=device)
+        * block,
+        owner=owner,
         seq_lens=(seq_lens[owner] - rows_after * block).to(torch.int32),
         max_query_len=block,
     )
@@ -72,10 +90,14 @@ def block_causal_rows(
 def whole_rows(
     input_batch: InputBatch, num_reqs: int, seq_lens: torch.Tensor
 ) -> AttentionRows:
-    """One row per request, which sees `seq_lens` ([num_reqs] int32) keys."""
+    """One row per request, which sees `seq_lens` ([num_reqs] int32) keys.
+
+    Nothing is copied: a CUDA graph of the whole model reads the runner's own tensors,
+    and `seq_lens`, at every replay.
+    """
     return AttentionRows(
-        owner=torch.arange(num_reqs, device=seq_lens.device),
         query_start=torch.from_numpy(input_batch.query_start_loc_np[: num_reqs + 1]),
+        query_start_device=input_batch.query_start_loc[: num_reqs + 1],
         seq_lens=seq_lens,
         max_query_len=int(input_batch.num_scheduled_tokens[:num_reqs].max()),
     )
@@ -115,10 +137,11 @@ def guided_rows(
     table = torch.tensor(rows, dtype=torch.int64)
     query_start = torch.zeros(len(rows) + 1, dtype=torch.int32)
     query_start[1:] = table[:, 1].cumsum(0)
-    on_device = table.to(device)
+    on_device = async_tensor_h2d(table, device)
     return AttentionRows(
-        owner=on_device[:, 0],
         query_start=query_start,
+        query_start_device=async_tensor_h2d(query_start, device),
+        owner=on_device[:, 0],
         seq_lens=on_device[:, 2].int(),
         max_query_len=int(table[:, 1].max()),
         first_page=on_device[:, 3],

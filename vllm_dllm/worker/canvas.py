@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.request import NUMERIC_FIELDS, DllmParams
@@ -48,7 +49,9 @@ class CanvasBatch:
     cell: tuple[torch.Tensor, torch.Tensor]
     """Index into [n, width] of the positions that logits are computed for: [rows],
     [rows] int64. Holds all of `masked`."""
-    guided: torch.Tensor | None
+    whole: bool
+    """Whether `cell` holds all positions, one block after the other."""
+    guided: torch.Tensor | None = None
     """[guided rows] int64: those cells whose logits are guided; None if there is no
     guided request."""
 
@@ -62,6 +65,17 @@ class CanvasBatch:
         """[n, width] int64: absolute positions."""
         column = torch.arange(self.tokens.shape[1], device=self.known.device)
         return self.start.unsqueeze(1) + column
+
+    def rows_of(self, chosen: np.ndarray) -> torch.Tensor:
+        """[m] int64: the rows of logits that belong to some of the requests.
+
+        Args:
+            chosen: [n] bool, on the CPU.
+        """
+        if self.whole:
+            rows = np.flatnonzero(np.repeat(chosen, self.tokens.shape[1]))
+            return async_tensor_h2d(rows, self.slot.device)
+        return torch.from_numpy(chosen)[self.cell[0]].nonzero().squeeze(1)
 
     def write(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
         """Put `tokens` where `where` says; both [n, width]."""
@@ -106,6 +120,10 @@ class Canvas:
         """`width`: of the blocks; grows when a request has a longer one."""
         self.mask_token_id = mask_token_id
         self.full_attention = full_attention
+        self.whole_blocks = device.type != "cpu"
+        """Whether logits are computed of all positions of a block: how many are masks
+        is known on the device alone, and to wait for the number of a GPU costs more
+        than the rows it saves."""
 
         # Set by the sampler, step by step.
         self.tokens = torch.full(
@@ -242,19 +260,14 @@ class Canvas:
         )
         is_mask = tokens == self.mask_token_id
         masked, editable = in_canvas & is_mask, in_canvas & ~is_mask
-        if slot.device.type == "cpu":
-            wanted = masked | (editable & self.revises[slot].unsqueeze(1))
-            request, position = wanted.nonzero(as_tuple=True)
-        else:
-            # The logits of all positions: how many are masks is known on the device
-            # alone, and to wait for the number costs more than the rows it saves.
+        if self.whole_blocks:
             index = torch.arange(masked.numel(), device=slot.device)
             request, position = index // width, index % width
+        else:
+            wanted = masked | (editable & self.revises[slot].unsqueeze(1))
+            request, position = wanted.nonzero(as_tuple=True)
         began_without_mask = active & ~masked.any(dim=1)
-        guided = None
-        if self.any_guided(slot_np):
-            guided = (self.twin[slot] > 0)[request].nonzero().squeeze(1)
-        return CanvasBatch(
+        batch = CanvasBatch(
             slot=slot,
             known=known,
             start=start,
@@ -267,8 +280,11 @@ class Canvas:
             editable=editable,
             decided_at=self.decided_at[slot, :width],
             cell=(request, position),
-            guided=guided,
+            whole=self.whole_blocks,
         )
+        if self.any_guided(slot_np):
+            batch.guided = batch.rows_of(self.twin_np[slot_np] > 0)
+        return batch
 
     def any_guided(self, slot_np: np.ndarray) -> bool:
         """Whether one of the slots has an unconditional branch."""

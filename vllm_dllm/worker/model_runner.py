@@ -9,8 +9,6 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
-from vllm_dllm.report import StepReport
-
 
 class DenoisingModelRunner(GPUModelRunner):
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
@@ -22,11 +20,34 @@ class DenoisingModelRunner(GPUModelRunner):
             self.model_state.forget(req_id)
         super().finish_requests(scheduler_output)
 
+    def gather_batch_req_state(self, *args: Any, **kwargs: Any) -> Any:
+        state, uniform_tokens = super().gather_batch_req_state(*args, **kwargs)
+        canvas = self.model_state.canvas
+        if state is not None and canvas.any_guided(state.idx_mapping_np):
+            # Two rows of attention for a request: no CUDA graph of the whole model,
+            # which is captured with one, may take the step.
+            uniform_tokens = None
+        return state, uniform_tokens
+
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:
         input_batch = super().prepare_inputs(*args, **kwargs)
         # Before the pages of its tokens are looked up.
         self.model_state.place_twins(input_batch)
         return input_batch
+
+    @torch.inference_mode()
+    def _dummy_sampler_run(self, hidden_states: torch.Tensor) -> None:
+        """The memory of a step's logits, for vLLM's profiling run.
+
+        Of as many rows as a step may have; vLLM itself takes one per request. On CPU,
+        where nothing depends on it, that would take long.
+        """
+        rows = len(hidden_states)
+        if self.model_state.canvas.whole_blocks:
+            block = self.model_state.config.block_size or self.max_model_len
+            rows = min(self.max_num_tokens, self.max_num_reqs * block)
+        dummy = hidden_states.new_zeros(rows, hidden_states.shape[1])
+        self.sampler.profile(self.model.compute_logits(dummy))
 
     def sample(
         self,
@@ -46,9 +67,9 @@ class DenoisingModelRunner(GPUModelRunner):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         output = super().sample_tokens(grammar_output)
-        if self.sampler.report.is_worth_sending:
-            self.sampler.report.attach(output.model_runner_output)
-            self.sampler.report = StepReport()
+        report = self.sampler.take_report()
+        if report.is_worth_sending:
+            report.attach(output.model_runner_output)
         return output
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
@@ -55,6 +56,9 @@ class DenoisingModelState(ModelState):
         vocab = self.model_config.get_vocab_size()
         self.sampling = Sampling(self.max_num_reqs, vocab, device, facts)
         self.logprobs = Logprobs(vocab, mask_token_id, device)
+        self.seq_lens = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
+        """Full attention: keys that each request of a step sees. In one place, where
+        CUDA graphs find it."""
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         params = new_req_data.sampling_params
@@ -113,12 +117,12 @@ class DenoisingModelState(ModelState):
         if canvas.full_attention and drafts is not None:
             # A step that decides nothing makes the keys of the block's refresh again,
             # when the whole block was masks.
-            decides = torch.from_numpy(drafts > 0).to(self.device)
+            decides = async_tensor_h2d(drafts > 0, self.device)
             known, length = torch.where(decides, known, start), length * decides
-        lengths = torch.from_numpy(input_batch.num_scheduled_tokens)
-        owner = torch.repeat_interleave(
-            lengths.to(self.device, torch.int64), output_size=num_tokens
+        lengths = async_tensor_h2d(
+            input_batch.num_scheduled_tokens, self.device, torch.int64
         )
+        owner = torch.repeat_interleave(lengths, output_size=num_tokens)
         slot, known, start = req_slot[owner], known[owner], start[owner]
         unconditional = self._leave_twins(input_batch, slot, position)
 
@@ -193,9 +197,9 @@ class DenoisingModelState(ModelState):
             max_seq_len = max(int(spans.max()), int(ends.max()))
         return build_attn_metadata(
             attn_groups=attn_groups,
-            num_reqs=len(rows.owner),
+            num_reqs=rows.num_rows,
             num_tokens=num_tokens,
-            query_start_loc_gpu=rows.query_start.to(self.device),
+            query_start_loc_gpu=rows.query_start_device,
             query_start_loc_cpu=rows.query_start,
             max_query_len=rows.max_query_len,
             seq_lens=rows.seq_lens,
@@ -221,7 +225,7 @@ class DenoisingModelState(ModelState):
                 self.device,
             )
         # At least the span itself: a dummy batch (profiling, warm-up) has no requests.
-        seq_lens = input_batch.seq_lens[:num_reqs].clone()
+        seq_lens = self.seq_lens[:num_reqs].copy_(input_batch.seq_lens[:num_reqs])
         ends = canvas.end[input_batch.idx_mapping]
         torch.maximum(seq_lens[: len(ends)], ends.int(), out=seq_lens[: len(ends)])
         return whole_rows(input_batch, num_reqs, seq_lens)

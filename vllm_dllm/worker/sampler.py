@@ -1,10 +1,13 @@
 """DenoisingSampler: logits -> candidates -> rule -> canvas -> emitted tokens."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
@@ -47,8 +50,8 @@ class DenoisingSampler:
         self.logprobs = logprobs
         self.shift = int(shifted_logits)
         """How many rows before its own a position is predicted."""
-        self.report = StepReport()
-        """Of the last step."""
+        self._make_report: Callable[[], StepReport] = StepReport
+        """The report of the last step."""
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
         """Requests are added with their ids and lengths (model_state.add_request)."""
@@ -56,10 +59,10 @@ class DenoisingSampler:
     def apply_staged_writes(self) -> None:
         """Nothing is staged: requests are added between steps, on one stream."""
 
-    def __call__(self, logits: torch.Tensor, input_batch: InputBatch) -> SamplerOutput:
-        """The memory of a step, for vLLM's profiling run: its slots hold no request."""
-        candidates(logits, self.canvas.mask_token_id)
-        return self.commit_only(input_batch)
+    def profile(self, logits: torch.Tensor) -> None:
+        """Take the memory of a step, and on a GPU compile its two kernels."""
+        for measures in (False, True):
+            candidates(logits, self.canvas.mask_token_id, measures)
 
     def gather(self, input_batch: InputBatch) -> tuple[CanvasBatch, torch.Tensor]:
         """The blocks of the batch, and the rows to compute logits of.
@@ -71,8 +74,7 @@ class DenoisingSampler:
         """
         slot, slot_np = input_batch.idx_mapping, input_batch.idx_mapping_np
         known = self.req_states.total_len.gpu[slot].long()
-        canvas_lens = torch.from_numpy(input_batch.num_draft_tokens_per_req)
-        active = (canvas_lens > 0).to(slot.device)
+        active = async_tensor_h2d(input_batch.num_draft_tokens_per_req > 0, slot.device)
         batch = self.canvas.gather(slot, slot_np, known, active)
         query_start = input_batch.query_start_loc[: len(slot) + 1].long()
         span_start = self._span_start(input_batch)
@@ -138,7 +140,9 @@ class DenoisingSampler:
             logprobs = self.logprobs.hand_out(
                 slots, batch.first.tolist(), count.tolist()
             )
-        self.report = self._report(input_batch.req_ids, slots, batch, write, count)
+        self._make_report = partial(
+            self._report, input_batch.req_ids, slots, batch, write, count
+        )
         return SamplerOutput(
             sampled_token_ids=tokens,
             logprobs_tensors=logprobs,
@@ -192,6 +196,12 @@ class DenoisingSampler:
         )
         history[0][slot, column], history[1][slot, column] = tokens, values
         logits[rows] = part
+
+    def take_report(self) -> StepReport:
+        """The report of the last step, once. It waits for the device, so it is for when
+        everything else of the step is under way."""
+        make, self._make_report = self._make_report, StepReport
+        return make()
 
     def _report(
         self,
@@ -282,8 +292,8 @@ class DenoisingSampler:
             mine, slot = canvas_step, batch.slot
             if len(rules) > 1:
                 chosen = np.flatnonzero(self.canvas.algorithm[slot_np] == name)
-                rows = torch.from_numpy(chosen).to(write.device)
-                mine, slot = canvas_step.take(rows), batch.slot[rows]
+                index: torch.Tensor = async_tensor_h2d(chosen, write.device)
+                rows, mine, slot = index, canvas_step.take(index), batch.slot[index]
             mine.params = {p: self.canvas.params[p][slot] for p in rule.parameters}
             decision = rule.decide(mine)
             write[rows] = decision.write
@@ -319,7 +329,7 @@ class DenoisingSampler:
 
     def commit_only(self, input_batch: InputBatch) -> SamplerOutput:
         """The output of a step in which no request decides anything."""
-        self.report = StepReport()
+        self._make_report = StepReport
         slot = input_batch.idx_mapping
         known = self.req_states.total_len.gpu[slot].long()
         count = torch.zeros_like(slot, dtype=torch.int32)

@@ -16,6 +16,8 @@ from vllm_dllm.worker.logits import LogitsRules
 
 TILE = 32
 """Rows that are held in float32 at a time."""
+SWITCHES = ("top_k", "top_p", "min_p", "no_eos", "late_end")
+"""What of a request changes rows of logits, if it is switched on."""
 TOKEN_STREAM, ORDER_STREAM = 0, 1
 """Independent random numbers of a position: its token, and its place in the order."""
 
@@ -32,12 +34,12 @@ class Sampling:
     ) -> None:
         self.vocab = vocab
         self.facts = facts
-        self.filters = SamplingFilters(
-            temperature=torch.zeros(num_slots, device=device),
-            top_k=torch.full((num_slots,), vocab, dtype=torch.int64, device=device),
-            top_p=torch.ones(num_slots, device=device),
-            min_p=torch.zeros(num_slots, device=device),
-        )
+        self.temperature = torch.zeros(num_slots, device=device)
+        self.top_k = torch.full((num_slots,), vocab, dtype=torch.int64, device=device)
+        self.top_p = torch.ones(num_slots, device=device)
+        self.min_p = torch.zeros(num_slots, device=device)
+        self.uses = {name: np.zeros(num_slots, dtype=bool) for name in SWITCHES}
+        """On the CPU: the slots that have each of them switched on."""
         self.seed = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.plain = np.ones(num_slots, dtype=bool)
         """Slots whose candidate is the most likely token of the model's own logits."""
@@ -54,11 +56,15 @@ class Sampling:
         prompt_len: int,
         dllm: DllmParams,
     ) -> None:
-        filters = self.filters
-        filters.temperature[slot] = params.temperature
-        filters.top_k[slot] = params.top_k if params.top_k > 0 else self.vocab
-        filters.top_p[slot] = params.top_p
-        filters.min_p[slot] = params.min_p
+        self.temperature[slot] = params.temperature
+        self.top_k[slot] = params.top_k if params.top_k > 0 else self.vocab
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.uses["top_k"][slot] = 0 < params.top_k < self.vocab
+        self.uses["top_p"][slot] = params.top_p < 1
+        self.uses["min_p"][slot] = params.min_p > 0
+        self.uses["no_eos"][slot] = dllm.logits_eos_inf
+        self.uses["late_end"][slot] = dllm.confidence_eos_eot_inf
         seed = _seed_of(req_id) if params.seed is None else params.seed
         # Children of a request with n > 1 have larger seeds, which may leave 64 bits.
         self.seed[slot] = (seed + 2**63) % 2**64 - 2**63
@@ -102,16 +108,11 @@ class Sampling:
             needs: "entropy", "margin": what rules of the batch read besides confidence.
             all_token_ids: [num_slots, max_len], known tokens of all slots.
         """
-        found = candidates(logits, mask_token_id)
-        if needs:
-            found.entropy = torch.zeros_like(found.confidence)
-            found.margin = torch.zeros_like(found.confidence)
-            rows = torch.arange(len(logits), device=logits.device)
-        elif self.plain[slot_np].all():
+        found = candidates(logits, mask_token_id, measures=bool(needs))
+        is_plain = self.plain[slot_np]
+        if is_plain.all():
             return found
-        else:
-            is_plain = torch.from_numpy(self.plain[slot_np]).to(logits.device)
-            rows = (~is_plain[batch.cell[0]]).nonzero().squeeze(1)
+        rows = batch.rows_of(~is_plain)
         logits[:, mask_token_id] = float("-inf")
         for tile in rows.split(TILE):
             self._propose_tile(found, logits, batch, slot_np, tile, all_token_ids)
@@ -136,17 +137,22 @@ class Sampling:
                 part = tile[mine]
                 self.rules[slot_np[index]].apply(part, position[mine], sequence)
                 tile[mine] = part
-        self._ban_eos(tile, slot)
+        uses = {name: bool(slots[slot_np].any()) for name, slots in self.uses.items()}
+        if uses["no_eos"]:
+            self._ban_eos(tile, slot)
         clean = tile.softmax(dim=1) if self.facts.clean_confidence else None
         noise = uniform(self.seed[slot], position, batch.step[request], TOKEN_STREAM)
         filters = SamplingFilters(
-            self.filters.temperature[slot],
-            self.filters.top_k[slot],
-            self.filters.top_p[slot],
-            self.filters.min_p[slot],
+            temperature=self.temperature[slot],
+            top_k=self.top_k[slot] if uses["top_k"] else None,
+            top_p=self.top_p[slot] if uses["top_p"] else None,
+            min_p=self.min_p[slot] if uses["min_p"] else None,
         )
         token, probs = sample(tile, filters, noise)
-        probs = self._without_ends(probs if clean is None else clean, slot)
+        if clean is not None:
+            probs = clean
+        if uses["late_end"]:
+            probs = self._without_ends(probs, slot)
         found.token[rows] = token
         found.confidence[rows] = probs.gather(1, token.unsqueeze(1)).squeeze(1)
         if found.entropy is not None and found.margin is not None:
@@ -161,12 +167,11 @@ class Sampling:
             logits: [rows, vocab]; changed in place.
             slot: [rows].
         """
-        eos, banned = self.facts.eos_token_id, self.no_eos[slot]
-        if eos is None or not banned.any():
+        if self.facts.eos_token_id is None:
             return
-        logits[banned, eos] = float("-inf")
-        nothing_left = banned & (logits.amax(dim=1) == float("-inf"))
-        logits[nothing_left, eos] = 0
+        eos, banned = logits[:, self.facts.eos_token_id], self.no_eos[slot]
+        eos.masked_fill_(banned, float("-inf"))
+        eos.masked_fill_(banned & (logits.amax(dim=1) == float("-inf")), 0)
 
     def _without_ends(self, probs: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
         """Take ends out of the probabilities of those requests that want them last.
@@ -179,14 +184,14 @@ class Sampling:
             slot: [rows].
         """
         late = self.late_end[slot]
-        greedy = self.filters.temperature[slot] == 0
+        greedy = self.temperature[slot] == 0
         ends = (
             (self.facts.eot_token_id, late),
             (self.facts.eos_token_id, late & greedy),
         )
         for token, rows in ends:
             if token is not None:
-                probs[rows, token] = 0
+                probs[:, token].masked_fill_(rows, 0)
         tiny = torch.finfo(probs.dtype).tiny
         total = probs.sum(dim=1, keepdim=True).clamp(min=tiny)
         return torch.where(late.unsqueeze(1), probs / total, probs)

@@ -12,12 +12,14 @@ from vllm_dllm.worker.model_runner import (
 
 class DenoisingGPUWorker(Worker):
     def _make_model_runner(self) -> DenoisingModelRunner:
+        compat.size_attention_for_rows()
         return DenoisingModelRunner(self.vllm_config, self.device)
 
 
 class DenoisingCPUWorker(CPUWorker):
     def init_device(self) -> None:
         compat.replace_cpu_kernels()
+        compat.size_attention_for_rows()
         super().init_device()
         # CPUWorker has no seam for the runner and names its class in init_device. The
         # two hold the same attributes and differ in methods alone.

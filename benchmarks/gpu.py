@@ -1,0 +1,323 @@
+"""LLaDA2.0-mini's shape on an accelerator: a forward against what it must read.
+
+    python benchmarks/gpu.py --out docs/benchmarks/gpu.json
+    python benchmarks/gpu.py --config tiny      # minutes on a CPU: a try, not a result
+
+Random weights, so the rule decides how many tokens a forward gives: `sequential` with
+32, 16 and 8 steps for a block of 32. Experts are drawn evenly (vLLM's routing
+simulator): with random weights all masks would choose the same ones. The floor is the
+larger of two times: bytes that a step must read over the rate of a large copy, and its
+operations over the rate of a large matrix product, both measured here (floor.py).
+"Outside" is what of a step is not the model's forward or its logits. Prefill is timed
+twice, the second time with a causal mask and one row of attention per request.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The engine runs in this process, so that its steps can be timed one by one.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from engine import conditions, random_prompt, write
+from floor import copy_rate, floor, matmul_rate
+from vllm import LLM, SamplingParams
+from vllm.platforms import current_platform
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "llada20-pub0"
+BLOCK = 32
+TOKENS = 64
+"""New tokens of a request: two blocks."""
+MINI = {
+    "vocab_size": 157184,
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "moe_intermediate_size": 512,
+    "max_position_embeddings": 8192,
+    "mask_token_id": 156895,
+    "eos_token_id": 156892,
+    "pad_token_id": 156892,
+    "torch_dtype": "bfloat16",
+}
+TINY = {
+    **MINI,
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 16,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "mask_token_id": 1023,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured with a shape."""
+
+    shape: dict[str, Any]
+    batches: tuple[int, ...]
+    prompts: tuple[int, ...]
+    prefill_batches: tuple[int, ...]
+    budget: int
+    """max_num_batched_tokens."""
+
+
+PLANS = {
+    "mini": Plan(MINI, (1, 8, 32, 128), (128, 4096), (1, 8), 8192),
+    "tiny": Plan(TINY, (1, 2), (64, 128), (1, 2), 512),
+}
+TOKENS_PER_FORWARD = (1, 2, 4)
+
+
+@dataclass
+class Steps:
+    """Seconds of the engine's steps for one batch of equal requests."""
+
+    prefill: float
+    """Up to the step that gave the last request its first token."""
+    decode: list[float]
+
+
+def make_checkpoint(folder: Path, shape: dict[str, Any]) -> dict[str, Any]:
+    """A config of that shape and a tokenizer; weights are not needed. The config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**json.loads((GOLDEN / "config.json").read_text()), **shape}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(GOLDEN / name, folder / name)
+    return config
+
+
+def start(folder: Path, plan: Plan, eager: bool, backend: str | None) -> LLM:
+    options: dict[str, Any] = {}
+    if backend:
+        options["attention_backend"] = backend
+    on_gpu = current_platform.device_type == "cuda"
+    if on_gpu:  # the experts of vLLM's CPU build do not take simulated routes
+        os.environ["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = "uniform_random"
+    if on_gpu and not eager:
+        # Batches of one block a request, and those in which some forward two.
+        sizes = {BLOCK * n * k // 4 for n in plan.batches for k in (4, 5, 6, 8)}
+        options["compilation_config"] = {
+            "cudagraph_capture_sizes": sorted(s for s in sizes if s <= 2048)
+        }
+    return LLM(
+        str(folder),
+        load_format="dummy",
+        dtype="bfloat16",
+        skip_tokenizer_init=True,
+        max_model_len=max(plan.prompts) + TOKENS + BLOCK,
+        max_num_seqs=max(plan.batches),
+        max_num_batched_tokens=plan.budget,
+        enable_prefix_caching=False,
+        enforce_eager=eager,
+        worker_extension_cls="timer.ForwardTimer",
+        additional_config={"dllm": {"block_size": BLOCK}},
+        **options,
+    )
+
+
+def run(llm: LLM, batch: int, prompt: int, tokens_per_forward: int) -> Steps:
+    """One batch, step by step; the model is timed from the first decoding step on."""
+    engine, vocab = llm.llm_engine, llm.model_config.get_vocab_size()
+    rule = {"dllm_algorithm": "sequential", "dllm_steps": BLOCK // tokens_per_forward}
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=TOKENS,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args=rule,
+    )
+    for index in range(batch):
+        ids = [token % (vocab - 1) for token in random_prompt(index, prompt)]
+        engine.add_request(f"{time.time()}-{index}", {"prompt_token_ids": ids}, params)
+    started: set[str] = set()
+    prefill, decode = 0.0, []
+    while engine.has_unfinished_requests():
+        begin = time.perf_counter()
+        outputs = engine.step()
+        seconds = time.perf_counter() - begin
+        if len(started) == batch:
+            decode.append(seconds)
+            continue
+        prefill += seconds
+        started |= {o.request_id for o in outputs if o.outputs[0].token_ids}
+        if len(started) == batch:
+            llm.collective_rpc("reset_timer")
+    return Steps(prefill, decode)
+
+
+def attend_causally(worker: Any, causal: bool) -> None:
+    """Run in the worker: one row of attention per request, with a causal mask."""
+    from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
+
+    from vllm_dllm.worker import attention, model_state
+
+    def causal_rows(batch: Any, num_reqs: int, block: int) -> Any:
+        return attention.whole_rows(batch, num_reqs, batch.seq_lens[:num_reqs])
+
+    def causal_metadata(*args: Any, **kwargs: Any) -> Any:
+        return build_attn_metadata(*args, **{**kwargs, "causal": True})
+
+    rows = causal_rows if causal else attention.block_causal_rows
+    build = causal_metadata if causal else build_attn_metadata
+    model_state.block_causal_rows, model_state.build_attn_metadata = rows, build
+
+
+def measure_decoding(
+    llm: LLM,
+    config: dict[str, Any],
+    rates: tuple[float, float],
+    batch: int,
+    prompt: int,
+) -> list[dict[str, Any]]:
+    """A row for each number of tokens per forward."""
+    rows = []
+    run(llm, batch, prompt, max(TOKENS_PER_FORWARD))  # to warm up
+    for tokens in TOKENS_PER_FORWARD:
+        steps = run(llm, batch, prompt, tokens).decode
+        timer = json.loads(llm.collective_rpc("read_timer")[0])
+        step_ms = 1000 * statistics.mean(steps)
+        model_ms = 1000 * timer["model"] / timer["forwards"]
+        keys = batch * (prompt + TOKENS // 2)
+        least = floor(config, batch * BLOCK, keys, *rates)
+        rows.append(
+            {
+                "batch": batch,
+                "prompt": prompt,
+                "tokens_per_forward": tokens,
+                "ms_per_step": step_ms,
+                "median_ms_per_step": 1000 * statistics.median(steps),
+                "model_ms": model_ms,
+                "outside_ms": step_ms - model_ms,
+                **least,
+                "times_floor": step_ms / least["floor_ms"],
+                "tokens_per_second": 1000 * batch * tokens / step_ms,
+            }
+        )
+    print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def measure_prefill(llm: LLM, batch: int, prompt: int, repeats: int) -> dict[str, Any]:
+    """Block-causal and causal in turn, medians."""
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for repeat in range(repeats + 1):
+        for causal, times in seconds.items():
+            llm.collective_rpc(attend_causally, args=(causal,))
+            took = run(llm, batch, prompt, max(TOKENS_PER_FORWARD)).prefill
+            if repeat:  # the first is to warm up
+                times.append(took)
+    llm.collective_rpc(attend_causally, args=(False,))
+    ours, causal = (statistics.median(times) for times in seconds.values())
+    row = {
+        "batch": batch,
+        "prompt": prompt,
+        "tokens_per_second": batch * prompt / ours,
+        "causal_tokens_per_second": batch * prompt / causal,
+        "times_causal": ours / causal,
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", choices=PLANS, default="mini")
+    parser.add_argument("--repeats", type=int, default=5, help="of a prefill")
+    parser.add_argument("--batches", type=int, nargs="+", help="instead of all")
+    parser.add_argument("--prompts", type=int, nargs="+", help="instead of all")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--backend", help="of attention; default: vLLM's choice")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    plan = PLANS[args.config]
+    device = torch.device(current_platform.device_type)
+    rates = (copy_rate(device), matmul_rate(device))
+    results: dict[str, Any] = {
+        **conditions(args.repeats),
+        "device": current_platform.get_device_name(),
+        "config": args.config,
+        "block": BLOCK,
+        "tokens": TOKENS,
+        "eager": args.eager,
+        "backend": args.backend,
+        "copy_terabytes_per_second": rates[0] / 1e12,
+        "matmul_teraflops": rates[1] / 1e12,
+        "decoding": [],
+        "prefill": [],
+    }
+    prompts = args.prompts or plan.prompts
+    results["prompt"] = list(prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_checkpoint(Path(folder), plan.shape)
+        llm = start(Path(folder), plan, args.eager, args.backend)
+        for prompt in prompts:
+            for batch in args.batches or plan.batches:
+                rows = measure_decoding(llm, config, rates, batch, prompt)
+                results["decoding"] += rows
+                write(results, args.out)  # what there is, should a later one fail
+        for batch in plan.prefill_batches:
+            row = measure_prefill(llm, batch, max(prompts), args.repeats)
+            results["prefill"].append(row)
+    write(results, args.out)
+    show(results)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the tables of docs/gpu.md."""
+    print(
+        f"\n{results['device']}: {results['copy_terabytes_per_second']:.3g} TB/s, "
+        f"{results['matmul_teraflops']:.3g} TFLOP/s\n"
+    )
+    columns = ("batch", "prompt", "tok/forward", "ms/step", "model ms", "outside ms")
+    columns += ("floor ms", "bound by", "times the floor", "tok/s")
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    for row in results["decoding"]:
+        print(
+            f"| {row['batch']} | {row['prompt']} | {row['tokens_per_forward']} | "
+            f"{row['ms_per_step']:.2f} | {row['model_ms']:.2f} | "
+            f"{row['outside_ms']:.2f} | {row['floor_ms']:.2f} | {row['bound']} | "
+            f"{row['times_floor']:.2f} | {row['tokens_per_second']:.0f} |"
+        )
+    print("\n| batch | prompt | prefill tok/s | with a causal mask | time, times |")
+    print("|---|---|---|---|---|")
+    for row in results["prefill"]:
+        print(
+            f"| {row['batch']} | {row['prompt']} | {row['tokens_per_second']:.0f} | "
+            f"{row['causal_tokens_per_second']:.0f} | {row['times_causal']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--show"]:
+        show(json.loads(Path(sys.argv[2]).read_text()))
+    else:
+        main()
