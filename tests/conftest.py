@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.engines import OFFLINE, SERVERS, Engine, OneAtATime, Server
 
@@ -16,6 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests ask the workers of offline engines what they hold.
 os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 
+# Machines that run tests are busy ones.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 # The references' tensors are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 

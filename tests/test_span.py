@@ -5,7 +5,7 @@ from math import ceil
 from random import Random
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_dllm import span
@@ -20,8 +20,6 @@ from vllm_dllm.span import (
     full_attention_grid,
 )
 from vllm_dllm.worker.canvas import Canvas
-
-patient = settings(deadline=None)  # machines that run tests are busy ones
 
 blocks = st.one_of(st.integers(1, 9), st.sampled_from([16, 32]))
 caches = st.sampled_from(["none", "prefix", "dual"])
@@ -49,7 +47,6 @@ def grids(draw: st.DrawFn) -> Grid:
     return full_attention_grid(prompt, answer, draw(blocks), max_len)
 
 
-@patient
 @given(grids(), st.data())
 def test_blocks_follow_one_another_from_the_origin_to_the_end(
     grid: Grid, data: st.DataObject
@@ -62,7 +59,6 @@ def test_blocks_follow_one_another_from_the_origin_to_the_end(
     assert grid.end_of(known) == min(border for border in borders if border > start)
 
 
-@patient
 @given(st.integers(1, 60), st.integers(1, 60), blocks, st.integers(0, 70))
 def test_the_canvas_is_the_answer_in_whole_blocks(
     prompt: int, max_tokens: int, block: int, room: int
@@ -77,7 +73,6 @@ def test_the_canvas_is_the_answer_in_whole_blocks(
     assert grid.end - prompt == min(whole, max_tokens + room)
 
 
-@patient
 @given(wanted_spans())
 def test_a_span_covers_whole_blocks(case: tuple[Span, BlockCausal]) -> None:
     """A span cut inside a block lets some of its tokens miss the others."""
@@ -88,7 +83,6 @@ def test_a_span_covers_whole_blocks(case: tuple[Span, BlockCausal]) -> None:
     assert wanted.end - wanted.canvas == wanted.known
 
 
-@patient
 @given(known=st.integers(0, 10_000), block=blocks)
 def test_a_canvas_is_never_empty_nor_longer_than_a_block(
     known: int, block: int
@@ -99,7 +93,6 @@ def test_a_canvas_is_never_empty_nor_longer_than_a_block(
     assert (known + canvas) % block == 0
 
 
-@patient
 @given(wanted_spans(), st.integers(0, 300))
 def test_a_clipped_span_keeps_to_the_budget(
     case: tuple[Span, BlockCausal], budget: int
@@ -115,7 +108,6 @@ def test_a_clipped_span_keeps_to_the_budget(
         assert got.end <= wanted.known
 
 
-@patient
 @given(wanted_spans(), st.integers(0, 5))
 def test_a_span_within_the_budget_is_left_whole(
     case: tuple[Span, BlockCausal], to_spare: int
@@ -125,7 +117,6 @@ def test_a_span_within_the_budget_is_left_whole(
     assert plan.clip(wanted, wanted.length + to_spare) == wanted
 
 
-@patient
 @given(wanted_spans(), st.integers(0, 300))
 def test_a_clipped_span_wastes_no_budget(
     case: tuple[Span, BlockCausal], budget: int
@@ -138,7 +129,6 @@ def test_a_clipped_span_wastes_no_budget(
         assert one_more_block - got.start > budget or one_more_block > wanted.known
 
 
-@patient
 @given(wanted_spans(), st.integers(0, 300), st.integers(0, 40))
 def test_only_known_tokens_are_committed(
     case: tuple[Span, BlockCausal], budget: int, emitted: int
@@ -153,7 +143,6 @@ def test_only_known_tokens_are_committed(
     assert done > wanted.known - plan.grid.block or got != wanted
 
 
-@patient
 @given(wanted_spans(), st.integers(0, 300), st.integers(0, 300))
 def test_a_larger_budget_never_commits_less(
     case: tuple[Span, BlockCausal], budget: int, more: int
@@ -164,7 +153,6 @@ def test_a_larger_budget_never_commits_less(
     assert less <= plan.next_start(plan.clip(wanted, budget + more), wanted.known)
 
 
-@patient
 @given(wanted_spans(), st.integers(0, 300))
 def test_a_span_commits_all_but_the_block_of_its_canvas(
     case: tuple[Span, BlockCausal], budget: int
@@ -176,7 +164,6 @@ def test_a_span_commits_all_but_the_block_of_its_canvas(
     assert plan.next_start(got, wanted.known) == got.end - block_of_canvas
 
 
-@patient
 @given(length=st.integers(0, 10_000), block=blocks)
 def test_rounding_up_reaches_the_next_border_only(length: int, block: int) -> None:
     """A border too few cuts the last canvas off; one too many wastes a block."""
@@ -185,7 +172,6 @@ def test_rounding_up_reaches_the_next_border_only(length: int, block: int) -> No
     assert length <= rounded < length + block
 
 
-@patient
 @given(block=st.integers(1, 300), granularity=st.integers(1, 64))
 def test_a_page_holds_whole_blocks(block: int, granularity: int) -> None:
     """A page that ends inside a block is shared with KV that is not final."""
@@ -306,7 +292,6 @@ class BlockCausalRequest(PlayedRequest):
         assert set(range(self.computed)) <= self.final
 
 
-@patient
 @given(
     block=blocks,
     prompt=st.integers(1, 100),
@@ -387,7 +372,6 @@ class FullAttentionRequest(PlayedRequest):
         self.finish(got, random)
 
 
-@patient
 @given(
     cache=caches,
     block=blocks,
@@ -495,7 +479,6 @@ def test_a_guided_span_holds_both_branches() -> None:
     assert plan.clip(refresh, 52) == refresh
 
 
-@patient
 @given(grids(), caches, st.integers(0, 300), st.data())
 def test_a_span_of_full_attention_is_forwarded_whole_or_not_at_all(
     grid: Grid, cache: str, budget: int, data: st.DataObject
