@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
 
+MODELS = Path(__file__).parents[1] / "models"
 Request = tuple[Case, dict[str, Any]]
 """A case, and sampling parameters that override its own."""
 
@@ -32,6 +33,7 @@ Request = tuple[Case, dict[str, Any]]
 @dataclass(frozen=True)
 class EngineSpec:
     checkpoint: str
+    """A folder of tests/golden, or any other by its full path."""
     block: int | None = None
     """The server's own diffusion block size; None if requests choose theirs."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +79,7 @@ OFFLINE = {
     # Full attention: requests choose their block length.
     "llada": EngineSpec("llada-pub0"),
     "dream": EngineSpec("dream-pub0"),
+    "tiny-llada": EngineSpec(str(MODELS / "tiny-llada")),
     # Neither the budget nor the pages are enough for all requests that have a slot.
     "llada-tight": EngineSpec(
         "llada-pub0",

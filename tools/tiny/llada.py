@@ -85,6 +85,8 @@ class LLaDARecipe(Recipe):
         Stage(3, shares(1.0, 1.0, 0.4, 0.4, 0.6, 0.6), 0.0, 0.9, 0.4, 0.3),
         Stage(4, shares(2.0, 2.0, 0.6, 1.2, 0.9, 0.8), 0.05, 0.4, 0.4, 0.5),
         Stage(6, shares(1.8, 2.2, 0.6, 1.8, 0.8, 0.7), 0.05, 0.1, 0.4, 0.5),
+        Stage(8, shares(1.6, 3.6, 0.4, 0.5, 0.5, 0.5), 0.05, 0.35, 0.4, 0.5),
+        Stage(10, shares(1.6, 2.8, 0.6, 0.8, 0.8, 0.7), 0.05, 0.1, 0.4, 0.5),
     )
     residual_writers = ("attn_out.weight", "ff_out.weight")
     init_std = 0.05
