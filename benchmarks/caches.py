@@ -1,7 +1,7 @@
 """The caches of full attention on the tiny LLaDA: what they cost and what they give.
 
     make serve MODEL=models/tiny-llada &
-    python benchmarks/caches.py --count 200 --out docs/benchmarks/caches.json
+    python benchmarks/caches.py --count 100 --out docs/benchmarks/caches.json
 
 Exact match on held-out inputs, tokens per forward and tokens per second, through the
 running server; a canvas of 32 tokens in one block or in four. `none` is the model's own
@@ -9,12 +9,9 @@ answer; a block of the whole canvas leaves `prefix` and `dual` the prompt to be 
 Nothing else may use the server meanwhile.
 """
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-from rules import measure
+from rules import arguments, measure, save
 
 CANVAS = 32
 BLOCKS = (32, 8)
@@ -26,11 +23,7 @@ RULES: tuple[dict[str, Any], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
-    parser.add_argument("--count", type=int, default=200, help="inputs a skill")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(__doc__)
     columns = ("rule", "block", "cache", "arithmetic", "all skills")
     columns += ("tokens/forward", "tokens/s")
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
@@ -48,9 +41,7 @@ def main() -> None:
                     f"{row['tokens_per_second']:.0f} |",
                     flush=True,
                 )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1))
+    save(results, args.out)
 
 
 if __name__ == "__main__":

@@ -70,12 +70,23 @@ def measure(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str) -> argparse.Namespace:
+    """Of a benchmark that asks a running server."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--count", type=int, default=100, help="inputs a skill")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def save(results: list[dict[str, Any]], out: Path | None) -> None:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1))
+
+
+def main() -> None:
+    args = arguments(__doc__)
     print("| rule | parameters | exact match | tokens/forward | tokens/s |")
     print("|---|---|---|---|---|")
     results = []
@@ -90,9 +101,7 @@ def main() -> None:
             f"{row['tokens_per_forward']:.2f} | {row['tokens_per_second']:.0f} |",
             flush=True,
         )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1))
+    save(results, args.out)
 
 
 if __name__ == "__main__":
