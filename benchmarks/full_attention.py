@@ -136,13 +136,15 @@ Measure = tuple[str, dict[str, Any], tuple[int, ...]]
 """A cache, a rule's fields, and how many requests at once."""
 
 
-def plan(caches: list[str], threshold: float | None) -> Iterator[tuple[str, Measure]]:
+def plan(
+    caches: list[str], threshold: float | None, concurrency: tuple[int, ...]
+) -> Iterator[tuple[str, Measure]]:
     """What is measured, by name."""
     for cache in caches:
         if cache == "none":
-            yield cache, (cache, {"steps": STEPS}, CONCURRENCY)
+            yield cache, (cache, {"steps": STEPS}, concurrency)
         else:
-            yield cache, (cache, {"threshold": threshold}, CONCURRENCY)
+            yield cache, (cache, {"threshold": threshold}, concurrency)
             even = {"steps": EVEN_STEPS}
             yield f"{cache}, {EVEN_STEPS} steps", (cache, even, EVEN_CONCURRENCY)
 
@@ -151,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY)
     parser.add_argument("--threshold", type=float, help="instead of the search")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -166,7 +169,9 @@ def main() -> None:
             threshold = find_threshold(loop, "dual")
         results["threshold"] = threshold
         with serve(checkpoint, log=work / "llada.log") as server:
-            for name, (cache, rule, concurrency) in plan(args.caches, threshold):
+            for name, (cache, rule, concurrency) in plan(
+                args.caches, threshold, tuple(args.concurrency)
+            ):
                 print(name, flush=True)
                 results[name] = measure_cache(
                     server, loop, cache, rule, concurrency, args.repeats
@@ -187,7 +192,7 @@ def show_all(results: dict[str, Any]) -> None:
         print(f"{name}: a forward at c=1 is {faster:.2f} x as fast as the loop's")
         report_forwards(name, forwards[name])
         results[name]["forwards_per_request"] = forwards[name]
-    if {"none", "dual"} <= set(measured):
+    if {"none", "dual"} <= set(measured) and "c=8" in results["none"]:
         both = {cache: results[cache]["c=8"] for cache in ("none", "dual")}
         print(f"c=8: dual is {ratio(both, 'dual', 'none'):.2f} x none")
 
