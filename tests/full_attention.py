@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.engines import Engine, Request, tokens_of
-from tests.golden_cases import MASK, Case, differences
+from tests.golden_cases import MASK, Case, differences, too_many_forwards
 
 BOTH = ("llada", "dream")
 CACHES = ("none", "prefix", "dual")
@@ -48,11 +48,8 @@ def failures(engine: Engine, cases: list[Case]) -> list[str]:
     outputs = engine.ask(cases)
     outputs += [engine.ask([case])[0] for case in cases[::3]]
     cases += cases[::3]
-    return differences(cases, [tokens_of(o) for o in outputs]) + [
-        f"{case}: {count} forwards"
-        for case, count in zip(cases, map(engine.forwards, outputs), strict=True)
-        if count > case.nfe
-    ]
+    different = differences(cases, [tokens_of(output) for output in outputs])
+    return different + too_many_forwards(cases, list(map(engine.forwards, outputs)))
 
 
 def answers_of(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:

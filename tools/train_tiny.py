@@ -1,7 +1,7 @@
 """Train one of the tiny checkpoints on one CPU core with masked diffusion.
 
     python tools/train_tiny.py --out models/tiny-llada2 --seed 0 --steps 5400
-    python tools/train_tiny.py --model llada --out models/tiny-llada --steps STEPS
+    python tools/train_tiny.py --model llada --out models/tiny-llada --steps 8000
 
 The learning rate follows the step count, so a seed and `--steps` decide the result;
 with `--minutes` it follows the clock (given both, whichever is further along).

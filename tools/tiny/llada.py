@@ -1,7 +1,6 @@
 """tiny-llada: a dense LLaDA, full attention over prompt and canvas."""
 
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import ClassVar
 
@@ -46,6 +45,7 @@ def given(rng: Random, answer: list[int]) -> int:
 class LLaDARecipe(Recipe):
     """Rows are whole canvases, noised as the decoder meets them, block by block."""
 
+    model_class, config_class = LLaDA, LLaDAConfig
     config: ClassVar = {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
@@ -92,14 +92,6 @@ class LLaDARecipe(Recipe):
     init_std = 0.05
     autocast = True
     decay_from = 0.6
-
-    def build(self) -> nn.Module:
-        """The model of `config`, its weights not yet set."""
-        return LLaDA(LLaDAConfig.from_dict(self.config))
-
-    def load(self, folder: Path) -> nn.Module:
-        """The model of a checkpoint, in float32."""
-        return LLaDA.from_pretrained(folder)
 
     def row(self, rng: Random, prompt: list[int], answer: list[int]) -> Row:
         """Prompt and a canvas of random length, rounded up so that rows can batch."""

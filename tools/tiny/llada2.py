@@ -1,6 +1,5 @@
 """tiny-llada2: a LLaDA2-MoE trained with block diffusion on the absolute grid."""
 
-from pathlib import Path
 from random import Random
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ STEPS, THRESHOLD, GEN_LENGTH = 32, 0.95, 64
 class LLaDA2Recipe(Recipe):
     """Rows end with the block to be noised: a row cannot see later blocks."""
 
+    model_class, config_class = LLaDA2Moe, LLaDA2Config
     config: ClassVar = {
         "architectures": ["LLaDA2MoeModelLM"],
         "model_type": "llada2_moe",
@@ -72,14 +72,6 @@ class LLaDA2Recipe(Recipe):
         Stage(6, shares(2.2, 2.8, 0.5, 3.0, 0.7, 0.7), 0.1, 0.08, suffix_share=0.4),
     )
     residual_writers = ("dense.weight", "down_proj", "down_proj.weight")
-
-    def build(self) -> nn.Module:
-        """The model of `config`, its weights not yet set."""
-        return LLaDA2Moe(LLaDA2Config.from_dict(self.config))
-
-    def load(self, folder: Path) -> nn.Module:
-        """The model of a checkpoint, in float32."""
-        return LLaDA2Moe.from_pretrained(folder)
 
     def row(self, rng: Random, prompt: list[int], answer: list[int]) -> Row:
         """Up to the end of one block with answer tokens, the one that is noised."""

@@ -22,6 +22,9 @@ def layer_of(name: str) -> str | None:
 class Recipe(ABC):
     """How one of the tiny checkpoints is built, trained and decoded."""
 
+    model_class: ClassVar[Any]
+    config_class: ClassVar[Any]
+    """The model in tests/reference, and what its config.json is read into."""
     config: ClassVar[dict[str, Any]]
     stages: tuple[Stage, ...]
     # Ends of the names of the layers' weights that write into the residual stream.
@@ -32,13 +35,13 @@ class Recipe(ABC):
     autocast: bool = False
     """Whether the forward pass runs in bfloat16."""
 
-    @abstractmethod
     def build(self) -> nn.Module:
         """The model of `config`, its weights not yet set."""
+        return self.model_class(self.config_class.from_dict(self.config))
 
-    @abstractmethod
     def load(self, folder: Path) -> nn.Module:
         """The model of a checkpoint, in float32."""
+        return self.model_class.from_pretrained(folder)
 
     def initialise(self, model: nn.Module) -> None:
         """Normal weights, smaller where a layer writes into the residual stream."""

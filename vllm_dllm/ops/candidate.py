@@ -66,7 +66,8 @@ def candidates(
     )
     found = Candidates(token, confidence)
     if measures:
-        _measure(found, logits, mask_token_id)
+        logits[:, mask_token_id] = float("-inf")
+        _measure(found, logits)
     return found
 
 
@@ -88,13 +89,12 @@ def candidates_torch(
     sums = [tile.float().logsumexp(dim=-1) for tile in logits.split(TILE)]
     found = Candidates(token, (top.float() - torch.cat(sums)).exp())
     if measures:
-        _measure(found, logits, mask_token_id)
+        _measure(found, logits)
     return found
 
 
-def _measure(found: Candidates, logits: torch.Tensor, mask_token_id: int) -> None:
-    """Add entropy and margin."""
-    logits[:, mask_token_id] = float("-inf")
+def _measure(found: Candidates, logits: torch.Tensor) -> None:
+    """Add entropy and margin, of logits in which the mask is excluded."""
     tiles = [tile.float().softmax(dim=1) for tile in logits.split(TILE)]
     found.entropy = torch.cat([entropy(probs) for probs in tiles])
     found.margin = torch.cat([margin(probs) for probs in tiles])

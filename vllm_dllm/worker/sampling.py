@@ -7,15 +7,13 @@ import torch
 from vllm.sampling_params import SamplingParams
 
 from vllm_dllm.config import Facts
-from vllm_dllm.ops.candidate import Candidates, candidates, entropy, margin
+from vllm_dllm.ops.candidate import TILE, Candidates, candidates, entropy, margin
 from vllm_dllm.ops.noise import uniform
 from vllm_dllm.ops.sample import SamplingFilters, sample
 from vllm_dllm.request import DllmParams
 from vllm_dllm.worker.canvas import CanvasBatch
 from vllm_dllm.worker.logits import LogitsRules
 
-TILE = 32
-"""Rows that are held in float32 at a time."""
 SWITCHES = ("top_k", "top_p", "min_p", "no_eos", "late_end")
 """What of a request changes rows of logits, if it is switched on."""
 TOKEN_STREAM, ORDER_STREAM = 0, 1
@@ -114,8 +112,9 @@ class Sampling:
             return found
         rows = batch.rows_of(~is_plain)
         logits[:, mask_token_id] = float("-inf")
+        uses = {name: bool(slots[slot_np].any()) for name, slots in self.uses.items()}
         for tile in rows.split(TILE):
-            self._propose_tile(found, logits, batch, slot_np, tile, all_token_ids)
+            self._propose_tile(found, logits, batch, slot_np, tile, all_token_ids, uses)
         return found
 
     def _propose_tile(
@@ -126,6 +125,7 @@ class Sampling:
         slot_np: np.ndarray,
         rows: torch.Tensor,
         all_token_ids: torch.Tensor,
+        uses: dict[str, bool],
     ) -> None:
         request, column = batch.cell[0][rows], batch.cell[1][rows]
         slot, position = batch.slot[request], batch.position[request, column]
@@ -137,7 +137,6 @@ class Sampling:
                 part = tile[mine]
                 self.rules[slot_np[index]].apply(part, position[mine], sequence)
                 tile[mine] = part
-        uses = {name: bool(slots[slot_np].any()) for name, slots in self.uses.items()}
         if uses["no_eos"]:
             self._ban_eos(tile, slot)
         clean = tile.softmax(dim=1) if self.facts.clean_confidence else None
