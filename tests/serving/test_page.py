@@ -20,13 +20,6 @@ pytestmark = pytest.mark.server
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-llada2"
 SUM, ANSWER = "Solve: 12 + 30.", "12 + 30 = 42"
-COUNT_MASKS = """
-window.mostMasks = 0;
-new MutationObserver(() => {
-    const masks = document.querySelectorAll(".answer .mask").length;
-    window.mostMasks = Math.max(window.mostMasks, masks);
-}).observe(document.body, { childList: true, subtree: true, attributes: true });
-"""
 
 
 def chromium_path(playwright: "api.Playwright") -> str | None:
@@ -43,10 +36,7 @@ def browser() -> Iterator["api.Browser"]:
         path = chromium_path(playwright)
         if path is None:
             pytest.skip("no chromium: apt-get install chromium, or set CHROMIUM")
-        # Its sandbox does not work for root, nor in most containers.
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+        browser = playwright.chromium.launch(executable_path=path)
         yield browser
         browser.close()
 
@@ -110,15 +100,13 @@ def counter(answer: "api.Locator", name: str) -> float:
     return float(answer.locator(f"[data-counter={name}]").inner_text())
 
 
-def test_answer_is_seen_denoising_and_can_be_replayed(page: "api.Page"):
-    """Prevents a page that shows the end of an answer and nothing of its way."""
-    page.evaluate(COUNT_MASKS)
+def test_answer_can_be_replayed(page: "api.Page"):
+    """Prevents a page that keeps the end of an answer and nothing of its way."""
     choose(column(page), "low_confidence", Steps="32")
     ask(page, SUM)
     answer = page.locator(".answer")
     canvas = answer.locator(".canvas")
     expect(canvas).to_have_text(ANSWER)
-    assert page.evaluate("mostMasks") > 3
     assert counter(answer, "tokens") == 9
     forwards = counter(answer, "forwards")
     assert forwards > 3
@@ -158,8 +146,8 @@ def test_conversation_goes_with_each_message(page: "api.Page"):
     expect(page.locator(".answer")).to_have_count(0)
 
 
-def test_stop_ends_the_request(page: "api.Page", server: Server):
-    """Prevents an abandoned answer that goes on using the server."""
+def test_answer_is_seen_denoising_until_stop_ends_it(page: "api.Page", server: Server):
+    """Prevents a page that waits for the end, and a request that goes on after Stop."""
 
     def without_end(route: "api.Route") -> None:
         body = route.request.post_data_json | {"ignore_eos": True, "max_tokens": 900}
@@ -170,6 +158,7 @@ def test_stop_ends_the_request(page: "api.Page", server: Server):
     page.get_by_label("Message", exact=True).fill(SUM)
     page.keyboard.press("Enter")
     answer = page.locator(".answer")
+    expect(answer.locator(".mask").nth(3)).to_be_visible()
     expect(answer.locator("[data-counter=tokens]")).to_have_text(re.compile("[1-9]"))
     page.get_by_role("button", name="Stop").click()
     finished(page)
