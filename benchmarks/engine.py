@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -24,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import checkpoints
 import torch
 from plain_loop import PlainLoop, Result
-from server import Run, Server, serve
+from server import Run, Server, random_prompts, serve
 
 PROMPT = 128
 TOKENS = 128
@@ -46,19 +45,17 @@ def median_of(runs: list[Run]) -> dict[str, float]:
     }
 
 
-def random_prompt(seed: int, length: int = PROMPT) -> list[int]:
-    """The first prompt that the server gets for this seed."""
-    rng = random.Random(seed)
-    return [rng.randrange(5, 30000) for _ in range(length)]
-
-
-def measure_loop(generate: Callable[[list[int]], Result], seed: int) -> Run:
-    prompt = random_prompt(seed)
+def measure_loop(
+    generate: Callable[[list[int]], Result], seed: int, requests: int = 1
+) -> Run:
+    """Requests one after another, the first of those that the server gets."""
+    prompts = random_prompts(seed, requests, PROMPT)
     start = time.perf_counter()
-    result = generate(prompt)
+    results = [generate(prompt) for prompt in prompts]
     seconds = time.perf_counter() - start
-    forwards = result.forwards
-    return Run(len(result.tokens), seconds, forwards, seconds, seconds, forwards)
+    tokens = sum(len(result.tokens) for result in results)
+    forwards = sum(result.forwards for result in results)
+    return Run(tokens, seconds, forwards, seconds, seconds, forwards)
 
 
 def alternate(
@@ -128,6 +125,7 @@ def main() -> None:
                 )
                 measures["plain loop"] = partial(measure_loop, generate)
                 results[f"block {block}"] = alternate(args.repeats, measures)
+            write(results, args.out)
         print("qwen3", flush=True)
         checkpoint = checkpoints.make(work / "qwen3", None)
         with serve(checkpoint, log=work / "qwen3.log") as server:

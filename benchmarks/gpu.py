@@ -30,8 +30,9 @@ os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from engine import conditions, random_prompt, write
+from engine import conditions, write
 from floor import copy_rate, floor, matmul_rate
+from server import random_prompts
 from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform
 
@@ -154,8 +155,8 @@ def run(llm: LLM, batch: int, prompt: int, tokens_per_forward: int) -> Steps:
         detokenize=False,
         extra_args=rule,
     )
-    for index in range(batch):
-        ids = [token % (vocab - 1) for token in random_prompt(index, prompt)]
+    for index, prompt_ids in enumerate(random_prompts(0, batch, prompt)):
+        ids = [token % (vocab - 1) for token in prompt_ids]
         engine.add_request(f"{time.time()}-{index}", {"prompt_token_ids": ids}, params)
     started: set[str] = set()
     prefill, decode = 0.0, []

@@ -22,7 +22,10 @@ from checkpoints import SHAPE
 from engine import conditions, write
 from vllm._custom_ops import create_onednn_mm, onednn_mm
 
-ROWS = (1, 4, 5, 8, 16, 20, 32, 40, 64, 128, 256)
+ROWS = (1, 4, 5, 8, 16, 20, 32, 40, 64, 128, 256, 2048)
+DUAL = {256: 4, 32: 44}
+"""Rows and number of the steps of a request of full_attention.py with the dual cache:
+a refresh in each of 4 blocks, 48 steps."""
 REPEATS = 15
 
 
@@ -74,6 +77,11 @@ def main() -> None:
         print(
             f"block {block}: 8 requests of {one} rows make {most:.2f} x the tokens of 1"
         )
+    one, eight = (
+        sum(steps * table[requests * rows]["ms"] for rows, steps in DUAL.items())
+        for requests in (1, 8)
+    )
+    print(f"dual: 8 requests make {8 * one / eight:.2f} x the tokens of 1")
     write({**conditions(REPEATS), "rows": table}, args.out)
 
 

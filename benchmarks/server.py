@@ -40,6 +40,12 @@ class Run:
         return self.tokens / self.seconds
 
 
+def random_prompts(seed: int, count: int, length: int) -> list[list[int]]:
+    """Token ids for `count` requests, the same for every server and loop."""
+    rng = random.Random(seed)
+    return [[rng.randrange(5, 30000) for _ in range(length)] for _ in range(count)]
+
+
 class Server:
     def __init__(self, url: str) -> None:
         self.url = url
@@ -69,20 +75,26 @@ class Server:
         return sum(float(v) for v in re.findall(pattern, text, re.MULTILINE))
 
     def run(
-        self, concurrency: int, prompt: int, tokens: int, seed: int, **extra: Any
+        self,
+        concurrency: int,
+        prompt: int,
+        tokens: int,
+        seed: int,
+        requests: int | None = None,
+        **extra: Any,
     ) -> Run:
-        """`concurrency` requests at once, of random prompts, to their last token."""
-        rng = random.Random(seed)
+        """Requests of random prompts to their last token, `concurrency` at once, and
+        no more than these unless `requests` says how many."""
         bodies = [
             {
                 "model": self.model,
-                "prompt": [rng.randrange(5, 30000) for _ in range(prompt)],
+                "prompt": ids,
                 "max_tokens": tokens,
                 "temperature": 0,
                 "ignore_eos": True,
                 **extra,
             }
-            for _ in range(concurrency)
+            for ids in random_prompts(seed, requests or concurrency, prompt)
         ]
         before = self.denoising_forwards()
         self.rpc("reset_timer")
@@ -92,7 +104,7 @@ class Server:
         seconds = time.perf_counter() - start
         timer = json.loads(self.rpc("read_timer")["results"][0])
         done = sum(answer["usage"]["completion_tokens"] for answer in answers)
-        assert done == concurrency * tokens, answers
+        assert done == len(bodies) * tokens, answers
         return Run(
             done,
             seconds,

@@ -22,9 +22,9 @@ class ForwardTimer:
                 (runner.model, "compute_logits"),
                 (runner, "execute_model"),
                 (runner, "sample_tokens"),
-                (runner.cudagraph_manager, "run_fullgraph"),
+                (getattr(runner, "cudagraph_manager", None), "run_fullgraph"),
             ):
-                if hasattr(owner, name):  # a server for CPU has no graphs
+                if hasattr(owner, name):  # not every server has graphs
                     setattr(owner, name, self._timed(name, getattr(owner, name)))
         self._timer = {"model": 0.0, "worker": 0.0, "forwards": 0}
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
