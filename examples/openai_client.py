@@ -1,4 +1,4 @@
-"""The official OpenAI client: chat, streaming, decoding parameters, seed, logprobs.
+"""The official OpenAI client: chat, streams, decoding parameters, seed, logprobs, JSON.
 
     make serve                                   # in another terminal
     pip install openai
@@ -13,6 +13,12 @@ import math
 from openai import OpenAI
 
 QUESTION = "Solve: 12 + 30."
+SCHEMA = {
+    "type": "object",
+    "properties": {"result": {"type": "integer"}},
+    "required": ["result"],
+    "additionalProperties": False,
+}
 
 
 def main() -> None:
@@ -76,6 +82,18 @@ def main() -> None:
     for token in scored.choices[0].logprobs.content:
         print(f"{token.token!r} {math.exp(token.logprob):.3f}", end="  ")
     print()
+
+    # An answer that follows a schema.
+    structured = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": f"{args.question} Answer in JSON."}],
+        max_tokens=64,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": SCHEMA},
+        },
+    )
+    print("JSON:       ", structured.choices[0].message.content)
 
 
 def cost(usage) -> str:

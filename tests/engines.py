@@ -79,7 +79,16 @@ OFFLINE = {
     # Full attention: requests choose their block length.
     "llada": EngineSpec("llada-pub0"),
     "dream": EngineSpec("dream-pub0"),
-    "tiny-llada": EngineSpec(str(MODELS / "tiny-llada")),
+    # JSON without spaces, of which there may be any number.
+    "tiny-llada": EngineSpec(
+        str(MODELS / "tiny-llada"),
+        options={
+            "structured_outputs_config": {
+                "backend": "xgrammar",
+                "disable_any_whitespace": True,
+            }
+        },
+    ),
     # Neither the budget nor the pages are enough for all requests that have a slot.
     "llada-tight": EngineSpec(
         "llada-pub0",
@@ -308,6 +317,16 @@ class Server:
         ]
         assert values, f"/metrics has no vllm:{name}"
         return sum(values)
+
+    def held(self) -> dict[str, float]:
+        """What it holds for requests, with half a minute to let go of it."""
+        gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        for _ in range(60):
+            held = {name: value for name in gauges if (value := self.metric(name))}
+            if not held:
+                break
+            time.sleep(0.5)
+        return held
 
     def close(self) -> None:
         """End the server and the processes it started."""

@@ -68,6 +68,7 @@ def test_openai_client(server: Server) -> None:
     first, second = re.findall(r"'.*?'", lines[6])
     assert first == second
     assert re.search(r"'1' [01]\.\d{3}  '2' ", lines[7])
+    assert json.loads(lines[8].removeprefix("JSON:")) == {"result": 42}
 
 
 @pytest.mark.server

@@ -17,6 +17,7 @@ from vllm_dllm.request import (
     DllmParams,
     check_length,
     check_sampling_params,
+    params_of,
     plan_of,
     resolve,
 )
@@ -267,8 +268,6 @@ def test_what_vllm_offers_for_a_token_is_accepted(fields: dict[str, Any]) -> Non
         ("prompt_logprobs", 0, "both sides"),
         ("prompt_logprobs", -1, "both sides"),
         ("prompt_logprob_token_ids", [3], "prompt_logprobs"),
-        ("structured_outputs", StructuredOutputsParams(json="{}"), "left to right"),
-        ("structured_outputs", StructuredOutputsParams(choice=["a"]), "any order"),
         ("thinking_token_budget", 8, "not supported"),
         ("thinking_token_budget", 0, "not supported"),
         ("logprob_token_ids", [3], "ask for logprobs"),
@@ -293,7 +292,6 @@ def test_everything_that_is_refused_is_tested_above() -> None:
     assert UNSUPPORTED.keys() == {
         "prompt_logprobs",
         "prompt_logprob_token_ids",
-        "structured_outputs",
         "thinking_token_budget",
         "logprob_token_ids",
     }
@@ -307,6 +305,44 @@ def test_an_answer_of_masks_alone_is_refused() -> None:
     assert "allowed_token_ids=[255]" in str(failure.value)
     params = SamplingParams(allowed_token_ids=[CONFIG.mask_token_id, 7])
     check_sampling_params(params, CONFIG)
+
+
+def with_grammar(**extra_args: Any) -> SamplingParams:
+    grammar = StructuredOutputsParams(json="{}")
+    return SamplingParams(extra_args=extra_args, structured_outputs=grammar)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 3, 50])
+@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize("algorithm", ["joint_threshold", "threshold", "sequential"])
+def test_a_grammar_is_followed_one_token_per_step(
+    algorithm: str, steps: int | None, max_tokens: int | None
+) -> None:
+    """The server's rule decodes in any order, and its steps several tokens at once."""
+    for config in (CONFIG, FULL):
+        fields = {"algorithm": algorithm, "steps": steps}
+        config = config.model_copy(update={**fields, "cap_steps": True})
+        params = params_of(with_grammar(), config, max_tokens)
+        assert params.algorithm == "sequential"
+        assert params.steps == params.block_length
+        own = with_grammar(dllm_algorithm="sequential")
+        assert params_of(own, config, max_tokens) == params
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dllm_algorithm", "threshold"),
+        ("dllm_algorithm", "joint_threshold"),
+        ("dllm_steps", 4),
+        ("dllm_threshold", 0.5),
+    ],
+)
+def test_what_a_grammar_makes_impossible_is_refused(field: str, value: Any) -> None:
+    """A rule that is asked for and not used gives other answers than expected."""
+    with pytest.raises(ValueError, match=f"{field}={value!r}"):
+        check_sampling_params(with_grammar(**{field: value}), CONFIG)
+    check_sampling_params(with_grammar(dllm_max_nfe=3), CONFIG)
 
 
 @pytest.mark.parametrize("field", ["diffusion_max_steps", "diffusion_anything"])
@@ -572,11 +608,18 @@ def test_the_branch_without_the_prompt_begins_on_a_page(
     assert plan(max_tokens, cfg_scale=0.0) == plan(max_tokens)
 
 
+def check_length_of(
+    own: dict[str, Any] | None, config: DllmConfig, prompt_len: int, max_tokens: int
+) -> None:
+    params = SamplingParams(max_tokens=max_tokens, extra_args=own)
+    check_length(params, config, prompt_len)
+
+
 def test_a_request_that_no_forward_can_hold_is_refused_with_its_numbers() -> None:
     """It would wait for ever: full attention forwards it whole or not at all."""
-    check_length(None, FULL, prompt_len=50, max_tokens=96)
+    check_length_of(None, FULL, 50, 96)
     with pytest.raises(ValueError) as failure:
-        check_length(None, FULL, prompt_len=60, max_tokens=65)
+        check_length_of(None, FULL, 60, 65)
     message = str(failure.value)
     assert "the prompt (60 tokens) and the canvas (96 tokens" in message
     assert "max_tokens=65 in blocks of 32" in message
@@ -585,34 +628,34 @@ def test_a_request_that_no_forward_can_hold_is_refused_with_its_numbers() -> Non
     assert "smaller max_tokens" in message
     assert "cfg_scale" not in message
     # A shorter block fits: its canvas is rounded up to less.
-    check_length({"dllm_block_length": 5}, FULL, prompt_len=60, max_tokens=65)
+    check_length_of({"dllm_block_length": 5}, FULL, 60, 65)
 
 
 def test_a_guided_request_needs_the_room_twice() -> None:
     """Its second branch would be forwarded past the buffers, or have no pages."""
     own = {"dllm_cfg_scale": 0.5}
-    check_length(own, FULL, prompt_len=32, max_tokens=32)  # 64 and 64
-    check_length(None, FULL, prompt_len=50, max_tokens=64)
+    check_length_of(own, FULL, 32, 32)  # 64 and 64
+    check_length_of(None, FULL, 50, 64)
     with pytest.raises(ValueError) as failure:
-        check_length(own, FULL, prompt_len=50, max_tokens=30)
+        check_length_of(own, FULL, 50, 30)
     message = str(failure.value)
     assert "the canvas (32 tokens" in message
     assert ", twice with dllm_cfg_scale=0.5 are 178 tokens" in message  # 82, on 96
     assert "allowed: 150 (max_num_batched_tokens)" in message
     facts = FACTS.model_copy(update={"max_num_batched_tokens": 1000})
-    check_length(own, FULL.with_facts(facts), prompt_len=50, max_tokens=30)
+    check_length_of(own, FULL.with_facts(facts), 50, 30)
     with pytest.raises(ValueError, match=r"allowed: 200 \(max_model_len\)"):
-        check_length(own, FULL.with_facts(facts), prompt_len=80, max_tokens=30)
+        check_length_of(own, FULL.with_facts(facts), 80, 30)
 
 
 def test_the_length_of_a_block_causal_request_is_vllms_to_check() -> None:
     """Its prompt is forwarded in parts, so a budget is no limit of it."""
     facts = Facts(max_model_len=200, max_num_batched_tokens=16)
-    check_length(None, CONFIG.with_facts(facts), prompt_len=190, max_tokens=5)
+    check_length_of(None, CONFIG.with_facts(facts), 190, 5)
 
 
 def test_a_check_of_the_length_is_one_of_our_fields_too() -> None:
     """What only the length of the answer shows would be found by the worker."""
     own = {"dllm_algorithm": "credit", "dllm_block_length": 300}
     with pytest.raises(ValueError, match="'credit'"):
-        check_length(own, FULL, prompt_len=5, max_tokens=10)
+        check_length_of(own, FULL, 5, 10)

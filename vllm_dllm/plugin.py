@@ -23,6 +23,7 @@ def register() -> None:
     compat.register_configs()
     compat.open_v2_gate()
     compat.replace_request_validation()
+    compat.allow_structured_outputs()
     compat.lift_request_fields()
     compat.check_request_lengths()
     compat.report_forwards()

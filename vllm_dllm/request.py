@@ -129,15 +129,29 @@ NUMERIC_FIELDS: dict[str, Any] = {
 """Parameters of rules that are numbers, with their type."""
 
 
+GRAMMAR_RULE = "sequential"
+"""What decodes an answer that has to follow a grammar, one token per step: what the
+grammar allows at a position is known when all tokens before it are."""
+
+
+def params_of(
+    params: "SamplingParams", config: "DllmConfig", max_tokens: int | None = None
+) -> DllmParams:
+    """`resolve` of a request as vLLM has it."""
+    follows_grammar = params.structured_outputs is not None
+    return resolve(params.extra_args, config, max_tokens, follows_grammar)
+
+
 def resolve(
     extra_args: dict[str, Any] | None,
     config: "DllmConfig",
     max_tokens: int | None = None,
+    follows_grammar: bool = False,
 ) -> DllmParams:
     """The parameters of a request: its own over the server's.
 
     `max_tokens` is the length of the longest answer, where it matters: `steps` of the
-    result are those of a block.
+    result are those of a block. `follows_grammar`: it has structured output.
 
     Raises:
         ValueError: for an unknown `dllm_*` field, a wrong type, a value out of range,
@@ -153,6 +167,8 @@ def resolve(
         params = DllmParams(**{**config.request_defaults(), **own})
     except ValidationError as error:
         raise ValueError(describe(error, DllmParams, PREFIX)) from None
+    if follows_grammar:
+        params = _decode_in_order(params, own)
     rule = config.facts.rule_names.get(params.algorithm, params.algorithm)
     parameters = get_rule(rule).parameters
     for name in sorted(own.keys() & NUMERIC_FIELDS.keys() - parameters):
@@ -165,7 +181,22 @@ def resolve(
         settled = _settle_full_attention(params, rule, config, max_tokens)
     else:
         settled = _settle_block_causal(params, own, config, max_tokens)
+    if follows_grammar:
+        settled["steps"] = settled.get("block_length")
     return params.model_copy(update={**settled, "algorithm": rule})
+
+
+def _decode_in_order(params: DllmParams, own: dict[str, Any]) -> DllmParams:
+    """Replace the server's rule and steps; the request's own can only be refused."""
+    in_order = {"algorithm": GRAMMAR_RULE, "steps": None}
+    for name, only in in_order.items():
+        if name in own and getattr(params, name) != only:
+            raise ValueError(
+                f"{PREFIX}{name}={own[name]!r} is not possible with structured output, "
+                f"which is decoded from left to right, one token per step "
+                f"({PREFIX}algorithm={GRAMMAR_RULE!r}); leave it out"
+            )
+    return params.model_copy(update=in_order)
 
 
 def _settle_block_causal(
@@ -232,10 +263,7 @@ def plan_of(
 
 
 def check_length(
-    extra_args: dict[str, Any] | None,
-    config: "DllmConfig",
-    prompt_len: int,
-    max_tokens: int,
+    sampling_params: "SamplingParams", config: "DllmConfig", prompt_len: int
 ) -> None:
     """Refuse a request whose refresh does not fit one forward, or the pages of one.
 
@@ -244,7 +272,9 @@ def check_length(
     """
     if not config.facts.full_attention:
         return
-    params = resolve(extra_args, config, max_tokens)
+    max_tokens = sampling_params.max_tokens
+    assert max_tokens is not None
+    params = params_of(sampling_params, config, max_tokens)
     plan = plan_of(params, config, prompt_len, max_tokens)
     longest = plan.span(0, prompt_len, None)
     limits = {
@@ -269,7 +299,7 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    resolve(params.extra_args, config)
+    params_of(params, config)
     for key in params.extra_args or {}:
         if key.startswith("diffusion_"):
             raise ValueError(
@@ -292,10 +322,6 @@ UNSUPPORTED: dict[str, str] = {
         "so the model predicts none of them"
     ),
     "prompt_logprob_token_ids": "not supported, as prompt_logprobs are not",
-    "structured_outputs": (
-        "not supported: a grammar needs its tokens from left to right, and a block is "
-        "decoded in any order"
-    ),
     "thinking_token_budget": "not supported for diffusion language models",
     "logprob_token_ids": "not supported; ask for logprobs",
 }

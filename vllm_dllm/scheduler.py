@@ -20,7 +20,7 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.report import Draft, ForwardCount, StepReport, StepStats, client_params
-from vllm_dllm.request import plan_of, resolve
+from vllm_dllm.request import params_of, plan_of
 from vllm_dllm.span import Plan, Span
 
 
@@ -58,8 +58,7 @@ class BlockDiffusionScheduler(Scheduler):
             request.max_tokens, self.max_request_len - request.num_prompt_tokens
         )
         assert request.sampling_params is not None
-        extra_args = request.sampling_params.extra_args
-        params = resolve(extra_args, self.config, request.max_tokens)
+        params = params_of(request.sampling_params, self.config, request.max_tokens)
         plan = plan_of(
             params, self.config, request.num_prompt_tokens, request.max_tokens
         )

@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import StructuredOutputsParams
 
 from vllm_dllm.serving.endpoint import Endpoint
 from vllm_dllm.serving.generate import (
@@ -57,6 +58,22 @@ def test_a_body_is_a_completion_request(
     assert {name: got[name] for name in fields} == fields
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"regex": "b+", "json_schema": None}, {"regex": "b+"}),
+        ({"json_schema": "{}"}, {"json": "{}"}),
+        ({"ebnf": 'root ::= "b"'}, {"grammar": 'root ::= "b"'}),
+    ],
+)
+def test_a_grammar_has_other_names_in_sglang(
+    theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
+    """vLLM ignores a field that it does not know: the answer would follow nothing."""
+    request = GenerateRequest(prompt="a", sampling_params=theirs).to_completion()
+    assert request.structured_outputs == StructuredOutputsParams(**ours)
+
+
 def test_drafts_are_sent_to_those_who_ask_for_them() -> None:
     """All others would pay for them."""
     drafts = {"stream": True, "stream_mode": "denoise"}
@@ -76,6 +93,10 @@ def test_drafts_are_sent_to_those_who_ask_for_them() -> None:
         (
             {"prompt": "a", "max_tokens": 4, "sampling_params": {"max_new_tokens": 5}},
             "sampling_params.max_new_tokens=5 and max_tokens=4",
+        ),
+        (
+            {"prompt": "a", "sampling_params": {"regex": "b+", "ebnf": "x"}},
+            "sampling_params.ebnf={'grammar': 'x'} and structured_outputs=",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from vllm_dllm.compat.models import (
 )
 from vllm_dllm.compat.patch import is_ours
 from vllm_dllm.compat.requests import (
+    allow_structured_outputs,
     check_request_lengths,
     lift_request_fields,
     replace_request_validation,
@@ -31,6 +32,7 @@ __all__ = [
     "SUPPORTED",
     "add_cli_flags",
     "add_stop_tokens",
+    "allow_structured_outputs",
     "check_request_lengths",
     "is_ours",
     "is_supported",

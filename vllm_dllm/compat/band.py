@@ -14,6 +14,7 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.config.vllm:VllmConfig.use_v2_model_runner",
     "vllm.config.vllm:VllmConfig._validate_v2_model_runner",
     "vllm.sampling_params:SamplingParams._validate_diffusion",
+    "vllm.sampling_params:SamplingParams._validate_structured_outputs",
     "vllm.config:ModelConfig.get_diff_sampling_param",
     "vllm.entrypoints.openai.chat_completion.protocol:"
     "ChatCompletionRequest.to_sampling_params",

@@ -1,5 +1,6 @@
 """Patches on the way of a request: its checks, its fields, the usage of its answer."""
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,29 @@ def replace_request_validation() -> None:
         return validate
 
     wrap_once(SamplingParams, "_validate_diffusion", wrapper)
+
+
+def allow_structured_outputs() -> None:
+    """Let requests to our models bring a grammar; vLLM still checks what it says.
+
+    vLLM refuses one for every diffusion model, since a grammar needs its tokens in
+    order. Ours are then decoded in order (request.py). Removable when a model class can
+    say that it can.
+    """
+    from vllm.sampling_params import SamplingParams
+
+    def wrapper(function: Callable[..., None]) -> Callable[..., None]:
+        def validate(
+            self: "SamplingParams", model_config: "ModelConfig", *args: Any
+        ) -> None:
+            if self.structured_outputs is not None and is_ours(model_config):
+                model_config = copy.copy(model_config)
+                vars(model_config)["is_diffusion"] = False  # a cached property
+            return function(self, model_config, *args)
+
+        return validate
+
+    wrap_once(SamplingParams, "_validate_structured_outputs", wrapper)
 
 
 class OurDefaults(dict[str, Any]):
@@ -90,13 +114,9 @@ def check_request_lengths() -> None:
             request = function(self, *args, **kwargs)
             params = request.sampling_params
             if is_ours(self.model_config) and isinstance(params, SamplingParams):
+                config = DllmConfig.of(self.model_config)
                 with refusing():
-                    check_length(
-                        params.extra_args,
-                        DllmConfig.of(self.model_config),
-                        len(request.prompt_token_ids),
-                        params.max_tokens,
-                    )
+                    check_length(params, config, len(request.prompt_token_ids))
             return request
 
         return process_inputs
@@ -178,9 +198,7 @@ def lift_request_fields() -> None:
                 params._validate_diffusion(defaults.model_config)
                 if isinstance(limit, TokenLimit):
                     params.max_tokens = int(limit)
-                    check_length(
-                        params.extra_args, config, limit.prompt_len, params.max_tokens
-                    )
+                    check_length(params, config, limit.prompt_len)
             return params
 
         return to_sampling_params

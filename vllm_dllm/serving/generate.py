@@ -23,6 +23,8 @@ from vllm_dllm.report import ForwardCount
 
 MASK_CHARACTER = "\N{LIGHT SHADE}"
 DRAFTS = "dllm_stream_drafts"
+GRAMMARS = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+"""SGLang's names of structured output, and vLLM's."""
 MAX_TOKENS = 512
 """Of requests that do not say, as in Diffulex."""
 CACHED_TOKENS = 2**16
@@ -43,7 +45,7 @@ class GenerateRequest(OpenAIBaseModel):
     input_ids: list[int] | None = None
     """SGLang: the prompt as token ids."""
     sampling_params: dict[str, Any] = Field(default_factory=dict)
-    """SGLang: `temperature`, `max_new_tokens`, `top_p`, `stop` and so on."""
+    """SGLang: `temperature`, `max_new_tokens`, `top_p`, `stop`, `regex` and so on."""
     stream: bool = False
     stream_mode: Literal["block_append", "denoise"] = "block_append"
     """What a stream is made of: stable text alone, or every step's draft too."""
@@ -68,6 +70,8 @@ class GenerateRequest(OpenAIBaseModel):
         names = {"max_new_tokens": "max_tokens"}
         for key, value in self.sampling_params.items():
             name = names.get(key, key)
+            if key in GRAMMARS and value is not None:
+                name, value = "structured_outputs", {GRAMMARS[key]: value}
             if fields.setdefault(name, value) != value:
                 raise VLLMValidationError(
                     f"sampling_params.{key}={value!r} and {name}={fields[name]!r} "

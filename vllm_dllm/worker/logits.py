@@ -17,6 +17,7 @@ class LogitsRules:
         self.vocab = vocab
         self.bias = dict(params.logit_bias or {})
         self.allowed = params.allowed_token_ids
+        self.follows_grammar = params.structured_outputs is not None
         self.min_len = prompt_len + params.min_tokens
         self.stop_token_ids = sorted(params.all_stop_token_ids)
         self.presence = params.presence_penalty
@@ -50,20 +51,20 @@ class LogitsRules:
         for token, bias in self.bias.items():
             logits[:, token] += bias
         if self.allowed is not None:
+            before = logits.clone() if self.follows_grammar else None
             banned = torch.ones(self.vocab, dtype=torch.bool, device=logits.device)
             banned[self.allowed] = False
             logits.masked_fill_(banned, float("-inf"))
+            _keep_one(logits, before)
         self._penalize(logits, position, sequence)
-        before_bans = logits.clone() if self.allowed is not None else None
+        is_limited = self.follows_grammar or self.allowed is not None
+        before = logits.clone() if is_limited else None
         early = position < self.min_len
         for token in self.stop_token_ids:
             logits[:, token].masked_fill_(early, float("-inf"))
         for words in self.bad_words:
             self._ban(logits, position, sequence, words)
-        if before_bans is not None:
-            # Where the bans leave none of the allowed tokens, those stay allowed.
-            empty = (logits == float("-inf")).all(dim=1, keepdim=True)
-            torch.where(empty, before_bans, logits, out=logits)
+        _keep_one(logits, before)
 
     def _penalize(
         self, logits: torch.Tensor, position: torch.Tensor, sequence: torch.Tensor
@@ -138,7 +139,8 @@ class LogitsRules:
         confidence: torch.Tensor,
         block_start: int,
     ) -> int | None:
-        """The least sure written position of a bad word in `new`, if there is one."""
+        """The least sure of the written positions of a bad word in `new`, if there is
+        one. A single one was written because no other token was left (`apply`)."""
         for words in self.bad_words:
             # A window that touches the block begins at most this far before it.
             first = max(self.prompt_len, block_start - len(words) + 1)
@@ -147,6 +149,16 @@ class LogitsRules:
                 if new[start : places.stop] != words:
                     continue
                 written = [place for place in places if new[place] != old[place]]
-                if written:
+                if len(written) > 1:
                     return min(written, key=lambda place: float(confidence[place]))
         return None
+
+
+def _keep_one(logits: torch.Tensor, before: torch.Tensor | None) -> None:
+    """Take back, in place, what left a row without a token; None: nothing can have.
+
+    A grammar comes first, then `allowed_token_ids`, then the bans.
+    """
+    if before is not None:
+        empty = (logits == float("-inf")).all(dim=1, keepdim=True)
+        torch.where(empty, before, logits, out=logits)

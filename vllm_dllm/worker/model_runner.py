@@ -62,7 +62,7 @@ class DenoisingModelRunner(GPUModelRunner):
         else:
             batch, rows = self.sampler.gather(input_batch)
             logits = self.model.compute_logits(hidden_states[rows])
-            output = self.sampler.denoise(logits, batch, input_batch)
+            output = self.sampler.denoise(logits, batch, input_batch, grammar_output)
         return output, output.num_sampled, output.num_rejected
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:

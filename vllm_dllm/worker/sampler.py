@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
 from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.core.sched.output import GrammarOutput
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
@@ -17,6 +18,7 @@ from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.report import Draft, StepReport
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
+from vllm_dllm.worker.grammar import exclude_ungrammatical
 from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.sampling import Sampling
 
@@ -96,12 +98,18 @@ class DenoisingSampler:
         return input_batch.positions[first]
 
     def denoise(
-        self, logits: torch.Tensor, batch: CanvasBatch, input_batch: InputBatch
+        self,
+        logits: torch.Tensor,
+        batch: CanvasBatch,
+        input_batch: InputBatch,
+        grammar: GrammarOutput | None,
     ) -> SamplerOutput:
         """Take one step for every request that has a canvas.
 
         Args:
             logits: [rows, vocab], of the rows that `gather` named.
+            grammar: what may follow the known tokens of requests with structured
+                output, if there are any.
 
         Returns:
             Tokens that became known, [num_reqs, width] left-aligned, their number, and
@@ -111,6 +119,11 @@ class DenoisingSampler:
         all_token_ids = self.req_states.all_token_ids.gpu
         if batch.guided is not None:
             logits = self._guide(logits, batch, batch.guided)
+        if grammar is not None:
+            num_drafts = input_batch.num_draft_tokens_per_req
+            exclude_ungrammatical(
+                logits, batch, grammar, input_batch.req_ids, num_drafts
+            )
         rules = dict.fromkeys(self.canvas.algorithm[slot_np])
         needs = set().union(*(get_rule(name).needs for name in rules))
         for name in rules:

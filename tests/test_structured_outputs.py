@@ -1,0 +1,233 @@
+"""Structured output: a grammar is obeyed, and within it the model has its way."""
+
+import asyncio
+import json
+import random
+import re
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from vllm.sampling_params import StructuredOutputsParams
+
+from tests.engines import Engine, Request, Server, tokens_of, uses, uses_server
+from tests.full_attention import CACHES
+from tests.golden_cases import EOS, MASK, Case, golden_cases, reference_model
+from tests.reference.masks import block_causal
+from tools.tiny import tokenizer
+from vllm_dllm.span import round_up
+
+pytestmark = pytest.mark.timeout(400)
+WORDS = range(10, 20)
+"""Tokens of which none is the beginning of another: there is no token w1."""
+Words = list[list[int]]
+"""For each position of an answer the tokens that may stand there."""
+
+
+def some_words(rng: random.Random, positions: int) -> Words:
+    return [rng.sample(WORDS, rng.randint(1, 6)) for _ in range(positions)]
+
+
+def pattern(words: Words) -> str:
+    """The grammar of these answers: token t of a golden checkpoint is the text wt."""
+    return "".join(f"({'|'.join(f'w{token}' for token in some)})" for some in words)
+
+
+ROOM = 24
+"""Tokens that an answer may have."""
+BLOCK = 7
+"""Of models whose requests choose one."""
+
+
+def request_of(case: Case, words: Words, **sampling: Any) -> Request:
+    return case, {
+        "max_tokens": ROOM,
+        "ignore_eos": False,
+        "extra_args": {"dllm_block_length": BLOCK} if case.full_attention else None,
+        "structured_outputs": StructuredOutputsParams(regex=pattern(words)),
+        **sampling,
+    }
+
+
+def requests_of(
+    engine: Engine, count: int, **sampling: Any
+) -> list[tuple[Request, Words]]:
+    rng = random.Random(count)
+    cases = golden_cases(engine.spec.checkpoint, engine.spec.block)
+    made = []
+    for case in rng.sample(cases, count):
+        words = some_words(rng, rng.randint(1, 20))
+        made.append((request_of(case, words, **sampling), words))
+    return made
+
+
+def best_answer(engine: Engine, prompt: list[int], words: Words) -> list[int]:
+    """From left to right, at each position the best of its words; then the end."""
+    model, block = reference_model(engine.spec.checkpoint), engine.spec.block
+    shift = int(engine.spec.checkpoint.startswith("dream"))
+    ids = list(prompt)
+    for some in [*words, [EOS]]:
+        if block:
+            end = (len(ids) // block + 1) * block
+            args = (block_causal(end, block),)
+        else:
+            end, args = len(prompt) + round_up(ROOM, BLOCK), ()
+        canvas = torch.tensor(ids + [MASK] * (end - len(ids)))
+        if engine.spec.checkpoint.startswith("llada2"):
+            canvas = canvas.unsqueeze(0)
+        with torch.inference_mode():
+            logits = model(canvas, *args).view(end, -1)[len(ids) - shift]
+        ids.append(max(some, key=lambda token, row=logits: float(row[token])))
+    return ids[len(prompt) :]
+
+
+@uses("sdar4", "sdar16", "llada32", "llada", "dream", "sdar16-tp2")
+def test_of_what_a_grammar_allows_the_best_is_answered(engine: Engine) -> None:
+    """Bits of another request, or for another position, would exclude other tokens;
+    and those without a grammar must not notice."""
+    made = requests_of(engine, 8)
+    plain = golden_cases(engine.spec.checkpoint, engine.spec.block)[:8]
+    mixed: list[Request] = []
+    for (request, _), case in zip(made, plain, strict=True):
+        mixed += [request, (case, {})]
+    answers = [tokens_of(output) for output in engine.ask_each(mixed)]
+    expected = [best_answer(engine, case.prompt, words) for (case, _), words in made]
+    assert answers[::2] == expected
+    assert answers[1::2] == [case.tokens for case in plain]
+
+
+@uses("sdar16-few-pages", "sdar16-tight", "llada", "dream")
+def test_a_grammar_is_obeyed_after_preemption(engine: Engine) -> None:
+    """A block that is begun again, or a step that decides nothing, has no bits of its
+    own."""
+    made = requests_of(engine, 12)
+    outputs = engine.ask_preempting([request for request, _ in made], every=3)
+    expected = [best_answer(engine, case.prompt, words) for (case, _), words in made]
+    assert [tokens_of(output) for output in outputs] == expected
+
+
+@uses("llada", "dream")
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_grammar_is_obeyed_with_every_cache(engine: Engine, cache: str) -> None:
+    """Rows of logits lie elsewhere in a step that forwards a block alone."""
+    fields = {"dllm_cache": cache, "dllm_block_length": 5, "dllm_cfg_scale": 0.5}
+    made = requests_of(engine, 12, extra_args=fields, temperature=1.0)
+    outputs = engine.ask_each([request for request, _ in made])
+    for output, (_, words) in zip(outputs, made, strict=True):
+        *answer, end = tokens_of(output)
+        assert end == EOS and len(answer) == len(words)
+        for token, some in zip(answer, words, strict=True):
+            assert token in some
+
+
+@uses("sdar4", "llada")
+@pytest.mark.parametrize(
+    "bans",
+    [
+        {"min_tokens": 9},
+        {"allowed_token_ids": [5, 6]},
+        {"bad_words": [f"w{token}" for token in WORDS]},
+        {"logit_bias": {EOS: -100.0}},
+        {"min_tokens": 9, "allowed_token_ids": [5, 6], "temperature": 1.0},
+    ],
+)
+def test_a_grammar_comes_before_bans(engine: Engine, bans: dict[str, Any]) -> None:
+    """Where nothing is left to choose, what is chosen breaks the grammar or nothing is
+    ever written."""
+    case = golden_cases(engine.spec.checkpoint, engine.spec.block)[0]
+    words = [[11], [12, 13], [14]]
+    [output] = engine.ask_each([request_of(case, words, **bans)])
+    assert tokens_of(output) in ([11, 12, 14, EOS], [11, 13, 14, EOS])
+
+
+@uses("sdar4")
+def test_bans_choose_among_what_a_grammar_allows(engine: Engine) -> None:
+    """They are lifted only where they leave nothing."""
+    case = golden_cases(engine.spec.checkpoint, engine.spec.block)[0]
+    words = [[11, 12, 13]] * 6
+    requests = [
+        request_of(case, words, allowed_token_ids=[12, EOS]),
+        request_of(case, words, logit_bias={13: 100.0}),
+        request_of(case, words, bad_words=["w11", "w12"]),
+    ]
+    answers = [tokens_of(output) for output in engine.ask_each(requests)]
+    assert answers == [[token] * 6 + [EOS] for token in (12, 13, 13)]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["ada", "grace"]},
+        "years": {"type": "array", "items": {"enum": [1, 23]}, "maxItems": 3},
+    },
+    "required": ["name", "years"],
+    "additionalProperties": False,
+}
+
+
+@uses("tiny-llada")
+def test_json_is_json_at_any_temperature(engine: Engine) -> None:
+    """One token that a schema does not allow, and no client can read the answer."""
+    prompt = tokenizer.build().encode(tokenizer.render([("Copy: abc", "")])).ids
+    case = Case(engine.spec.checkpoint, prompt, 160, None, "sequential")
+    kinds = [
+        StructuredOutputsParams(json=SCHEMA),
+        StructuredOutputsParams(choice=["left", "right", "straight on"]),
+        StructuredOutputsParams(regex=r"\d{3}-[a-f]{4}"),
+    ]
+    requests: list[Request] = [
+        (
+            case,
+            {
+                "temperature": temperature,
+                "seed": seed,
+                "ignore_eos": False,
+                "extra_args": None,
+                "structured_outputs": kind,
+            },
+        )
+        for kind in kinds
+        for seed, temperature in enumerate((0.0, 1.0, 2.0))
+    ]
+    answers = [output.outputs[0] for output in engine.ask_each(requests)]
+    texts = [answer.text for answer in answers]
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+    for text in texts[:3]:
+        answer = json.loads(text)
+        assert answer.keys() == {"name", "years"} and len(answer["years"]) <= 3
+        assert answer["name"] in ("ada", "grace")
+    assert set(texts[3:6]) <= {"left", "right", "straight on"}
+    assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[6:])
+
+
+@uses_server("sdar16", "llada")
+async def test_a_grammar_that_no_token_can_follow_ends_its_request_alone(
+    server: Server,
+) -> None:
+    """The vocabulary has no brace. Without a token to choose the request would go on
+    for ever, or take the engine with it."""
+    [case, *_] = golden_cases(server.spec.checkpoint, server.spec.block)
+    plain = {
+        "model": Server.MODEL,
+        "prompt": case.prompt,
+        "max_tokens": case.gen_length,
+        "temperature": 0,
+        "ignore_eos": case.ignore_eos,
+        "return_token_ids": True,
+        "vllm_xargs": case.fields,
+    }
+    hopeless = {
+        "model": Server.MODEL,
+        "prompt": [9],
+        "structured_outputs": {"json": "{}"},
+    }
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        bodies = [plain, hopeless, plain]
+        answers = await asyncio.gather(
+            *[http.post("/v1/completions", json=body) for body in bodies]
+        )
+    assert answers[1].status_code == 500
+    for answer in answers[::2]:
+        assert answer.json()["choices"][0]["token_ids"] == case.tokens
+    assert not server.held()

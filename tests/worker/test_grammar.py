@@ -1,0 +1,66 @@
+"""Bits of a grammar, against a plain loop over requests and tokens."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from vllm.v1.core.sched.output import GrammarOutput
+
+from vllm_dllm.request import DllmParams
+from vllm_dllm.span import UNBOUNDED, BlockCausal, Grid
+from vllm_dllm.worker.canvas import Canvas
+from vllm_dllm.worker.grammar import exclude_ungrammatical
+
+BLOCK, VOCAB, MASK, SLOTS = 8, 70, 69, 6
+WORDS = -(-VOCAB // 32)
+
+
+def bits_of(tokens: set[int]) -> list[int]:
+    words = [0] * WORDS
+    for token in tokens:
+        words[token // 32] |= 1 << token % 32
+    return [word - (1 << 32) if word >> 31 else word for word in words]
+
+
+@pytest.mark.parametrize("whole_blocks", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
+    whole_blocks: bool, seed: int
+) -> None:
+    """On a GPU rows are those of whole blocks, on CPU those of masks; a request in the
+    middle of its prompt has none, and vLLM sends a row of bits for it all the same."""
+    rng = random.Random(seed)
+    canvas = Canvas(SLOTS, BLOCK, MASK, torch.device("cpu"))
+    canvas.whole_blocks = whole_blocks
+    slots = np.array(rng.sample(range(SLOTS), 5))
+    known = torch.tensor([rng.randrange(1, 40) for _ in slots])
+    active = torch.tensor([rng.random() < 0.7 for _ in slots])
+    plan = BlockCausal(Grid(0, BLOCK, UNBOUNDED))
+    for slot in slots:
+        params = DllmParams(algorithm="sequential", block_length=BLOCK, steps=BLOCK)
+        canvas.add_request(f"r{slot}", int(slot), params, plan, max_len=99)
+    batch = canvas.gather(torch.from_numpy(slots), slots, known, active)
+    num_drafts = np.where(active.numpy(), BLOCK - known.numpy() % BLOCK, 0)
+
+    req_ids = [f"r{slot}" for slot in slots]
+    with_grammar = rng.sample(range(5), 3)
+    bits, allowed = [], {}
+    for index in with_grammar:
+        allowed[index] = set(rng.sample(range(VOCAB), 9)) - {MASK}
+        bits.append(bits_of(allowed[index]))
+        bits += [[-1] * WORDS] * (max(1, int(num_drafts[index])) - 1)
+    grammar = GrammarOutput(
+        [req_ids[index] for index in with_grammar], np.array(bits, dtype=np.int32), None
+    )
+
+    rows = list(zip(*(part.tolist() for part in batch.cell), strict=True))
+    logits = torch.randn(len(rows), VOCAB)
+    expected = logits.clone()
+    for row, (index, column) in enumerate(rows):
+        first = int(known[index]) % BLOCK
+        if index in allowed and active[index] and column == first:
+            for token in set(range(VOCAB)) - allowed[index]:
+                expected[row, token] = -torch.inf
+    exclude_ungrammatical(logits, batch, grammar, req_ids, num_drafts)
+    assert torch.equal(logits, expected)
