@@ -23,6 +23,7 @@ from tests.golden_cases import GOLDEN, Case
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
 
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -54,6 +55,7 @@ TIGHT_BUDGET = 160
 """Tokens in a forward of `llada-tight`: less than its longest request."""
 SERVER_BUDGET = 512
 """The same of the servers `llada` and `dream`."""
+LORA = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": 8}
 
 OFFLINE = {
     "sdar4": EngineSpec("sdar-pub0", 4),
@@ -97,6 +99,13 @@ OFFLINE = {
             "max_num_batched_tokens": TIGHT_BUDGET,
             "num_gpu_blocks_override": 14,
         },
+    ),
+    # Room for two adapters in a batch, and for all of tests/test_adapters.py.
+    "sdar16-lora": EngineSpec("sdar-pub1", 16, LORA),
+    "llada-lora": EngineSpec("llada-pub0", options=LORA),
+    "dream-lora": EngineSpec("dream-pub0", options=LORA),
+    "llada-lora-tp2": EngineSpec(
+        "llada-pub0", options={**LORA, "tensor_parallel_size": 2}
     ),
     "llada-tp2": EngineSpec("llada-pub0", options={"tensor_parallel_size": 2}),
     "dream-tp2": EngineSpec("dream-pub0", options={"tensor_parallel_size": 2}),
@@ -150,14 +159,23 @@ class Engine:
         """Run the cases as one batch; `sampling` overrides their parameters."""
         return self.ask_each([(case, sampling) for case in cases])
 
-    def ask_each(self, requests: Sequence[Request]) -> list["RequestOutput"]:
+    def ask_each(
+        self,
+        requests: Sequence[Request],
+        adapters: Sequence["LoRARequest | None"] | None = None,
+    ) -> list["RequestOutput"]:
         """One batch of requests that override parameters of their own."""
         params = [sampling_params(*request) for request in requests]
         prompts = [{"prompt_token_ids": case.prompt} for case, _ in requests]
-        return self.llm.generate(prompts, params, use_tqdm=False)
+        return self.llm.generate(
+            prompts, params, lora_request=adapters, use_tqdm=False
+        )
 
     def ask_preempting(
-        self, requests: Sequence[Request], every: int
+        self,
+        requests: Sequence[Request],
+        every: int,
+        adapters: Sequence["LoRARequest | None"] | None = None,
     ) -> list["RequestOutput"]:
         """The same, while all that run are preempted after each `every` steps.
 
@@ -166,9 +184,13 @@ class Engine:
         """
         core, steps = self.llm.llm_engine, 0
         ids = [f"preempted-{next(self.numbers)}" for _ in requests]
-        for request_id, (case, sampling) in zip(ids, requests, strict=True):
+        adapters = adapters or [None] * len(ids)
+        for request_id, (case, sampling), adapter in zip(
+            ids, requests, adapters, strict=True
+        ):
             prompt = {"prompt_token_ids": case.prompt}
-            core.add_request(request_id, prompt, sampling_params(case, sampling))
+            params = sampling_params(case, sampling)
+            core.add_request(request_id, prompt, params, lora_request=adapter)
         finished: dict[str, RequestOutput] = {}
         while core.has_unfinished_requests():
             finished |= {o.request_id: o for o in core.step() if o.finished}
@@ -276,7 +298,9 @@ class Server:
         command += ["--served-model-name", self.MODEL, "--dtype", "float32"]
         command += ["--max-model-len", 1024, "--max-num-seqs", 16, "--enforce-eager"]
         for name, value in spec.options.items():
-            command += [f"--{name.replace('_', '-')}", value]
+            values = value if isinstance(value, list) else [value]
+            command += [f"--{name.replace('_', '-')}"]
+            command += [] if value is True else values
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in command],

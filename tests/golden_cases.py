@@ -90,14 +90,14 @@ class Case:
             }
         return {key: value for key, value in fields.items() if value is not None}
 
-    def answered(self) -> Self:
-        """The same case with the answer of the reference."""
-        tokens, nfe = self._reference_answer()
+    def answered(self, model: "Model | None" = None) -> Self:
+        """The same case with the answer of the reference, or of another `model`."""
+        model = model or reference_model(self.checkpoint)
+        tokens, nfe = self._reference_answer(model)
         return replace(self, tokens=tokens, nfe=nfe)
 
-    def _reference_answer(self) -> tuple[list[int], int]:
+    def _reference_answer(self, model: "Model") -> tuple[list[int], int]:
         """Tokens and forwards; one with guidance counts once, as in the engine."""
-        model = reference_model(self.checkpoint)
         request = (self.prompt, self.gen_length)
         if isinstance(model, SDAR):
             return sdar_generate.generate(
@@ -177,13 +177,19 @@ class Guided:
         return prior + (self.scale + 1) * (self.model(ids, start, cache) - prior)
 
 
-MODELS = {"sdar": SDAR, "llada2": LLaDA2Moe, "llada-": LLaDA, "dream": Dream}
+Model = SDAR | LLaDA2Moe | LLaDA | Dream
+MODELS: dict[str, type[Model]] = {"sdar": SDAR, "llada2": LLaDA2Moe, "llada-": LLaDA, "dream": Dream}
 
 
 @cache
-def reference_model(checkpoint: str) -> SDAR | LLaDA2Moe | LLaDA | Dream:
+def reference_model(checkpoint: str) -> Model:
+    return model_class(checkpoint).from_pretrained(GOLDEN / checkpoint)
+
+
+def model_class(checkpoint: str) -> type[Model]:
+    """The reference's class for this golden checkpoint."""
     [model] = [m for name, m in MODELS.items() if checkpoint.startswith(name)]
-    return model.from_pretrained(GOLDEN / checkpoint)
+    return model
 
 
 def golden_cases(checkpoint: str, block_length: int | None = None) -> list[Case]:

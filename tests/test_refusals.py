@@ -114,6 +114,13 @@ def test_a_wrong_option_is_named(
     assert [word for word in said if word not in message] == [], message
 
 
+def test_lora_on_cpu_is_refused_for_experts_alone() -> None:
+    """vLLM would choose a kernel for the experts that a CPU does not have."""
+    configure(SDAR, enable_lora=True)
+    with pytest.raises(ValueError, match="LoRA on CPU .* experts"):
+        configure(LLADA, enable_lora=True)
+
+
 def test_what_we_would_choose_ourselves_is_accepted() -> None:
     """A deployment that spells the defaults out would not start."""
     options = {"logits_processors": [], "logprobs_mode": "raw_logprobs"}

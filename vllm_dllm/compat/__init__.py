@@ -5,6 +5,7 @@ it can be removed. `tests/test_compat.py` resolves each name in `PRIVATE_SYMBOLS
 that a vLLM upgrade names what went missing.
 """
 
+from vllm_dllm.compat.adapters import leave_base_rows_alone
 from vllm_dllm.compat.band import PRIVATE_SYMBOLS, SUPPORTED, is_supported
 from vllm_dllm.compat.flags import (
     add_cli_flags,
@@ -36,6 +37,7 @@ __all__ = [
     "check_request_lengths",
     "is_ours",
     "is_supported",
+    "leave_base_rows_alone",
     "lift_request_fields",
     "open_v2_gate",
     "raise_token_budget",

@@ -252,6 +252,11 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
             model_config.enable_prompt_embeds
         ),
         "pooling (--runner pooling)": model_config.runner_type != "generate",
+        "LoRA on CPU (--enable-lora) for a model with experts": (
+            vllm_config.lora_config is not None
+            and model_config.is_moe
+            and current_platform.is_cpu()
+        ),
         "asynchronous scheduling (--async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling is True
         ),

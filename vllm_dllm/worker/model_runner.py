@@ -61,9 +61,28 @@ class DenoisingModelRunner(GPUModelRunner):
             output = self.sampler.commit_only(input_batch)
         else:
             batch, rows = self.sampler.gather(input_batch)
+            if self.lora_config is not None:
+                self.map_adapters(input_batch, rows)
             logits = self.model.compute_logits(hidden_states[rows])
             output = self.sampler.denoise(logits, batch, input_batch, grammar_output)
         return output, output.num_sampled, output.num_rejected
+
+    def map_adapters(self, input_batch: InputBatch, rows: torch.Tensor) -> None:
+        """Tell the head which adapter each row of logits is of.
+
+        vLLM has told it of one row per request.
+
+        Args:
+            rows: [rows] int64, of the hidden states.
+        """
+        _, adapter_of_token, adapters = self.lora_state.make_lora_inputs(
+            input_batch.req_ids,
+            input_batch.idx_mapping_np,
+            input_batch.num_scheduled_tokens,
+        )
+        if adapters:
+            adapter_of_row = tuple(adapter_of_token[row] for row in rows.tolist())
+            self._set_active_loras(adapter_of_row, adapter_of_token, adapters)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         output = super().sample_tokens(grammar_output)

@@ -19,6 +19,7 @@ class DenoisingGPUWorker(Worker):
 class DenoisingCPUWorker(CPUWorker):
     def init_device(self) -> None:
         compat.replace_cpu_kernels()
+        compat.leave_base_rows_alone()
         compat.size_attention_for_rows()
         super().init_device()
         # CPUWorker has no seam for the runner and names its class in init_device. The

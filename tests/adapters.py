@@ -1,0 +1,82 @@
+"""LoRA adapters of random weights, as PEFT saves them, and what they do to a model."""
+
+import copy
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from vllm.lora.request import LoRARequest
+
+from tests.checkpoints import derived
+from tests.golden_cases import GOLDEN, Case, Model, model_class
+
+RANK, ALPHA = 4, 8
+STRENGTH = 0.3
+"""Of its second matrices; enough for other tokens everywhere."""
+ROUNDING = 1e-5
+"""Adding an adapter's part to that of a weight rounds otherwise than their sum; this is
+well above what that makes, relative to a weight."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    request: LoRARequest
+    model: Model
+    """The reference of the checkpoint that the adapter is merged into."""
+    near: Model
+    """The same, all weights off by about `ROUNDING`."""
+
+    def settles(self, case: Case) -> bool:
+        """Whether the case's answer does not hang on rounding."""
+        return case.answered(self.near).tokens == case.tokens
+
+
+def is_linear(name: str, weight: Tensor) -> bool:
+    return weight.ndim == 2 and "embed" not in name and "wte" not in name
+
+
+def make_adapter(folder: Path, base: str, number: int, layers: Iterable[str]) -> Adapter:
+    """An adapter of all linear layers of `base` whose name has one of `layers`.
+
+    Args:
+        folder: made by this, with the adapter and the merged checkpoint.
+        base: a folder of tests/golden.
+        number: vLLM's id of the adapter, and the seed of its weights.
+        layers: parts of names of the released checkpoint.
+    """
+    generator = torch.Generator().manual_seed(number)
+    merged = load_file(GOLDEN / base / "model.safetensors")
+    parts: dict[str, Tensor] = {}
+    for name, weight in merged.items():
+        if not is_linear(name, weight) or not any(part in name for part in layers):
+            continue
+        outputs, inputs = weight.shape
+        down = torch.randn(RANK, inputs, generator=generator) / math.sqrt(inputs)
+        up = torch.randn(outputs, RANK, generator=generator) * STRENGTH
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        parts |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+        merged[name] = weight + ALPHA / RANK * (up @ down)
+    folder.mkdir()
+    save_file(parts, folder / "adapter_model.safetensors")
+    modules = {name.split(".")[-3] for name in parts}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "target_modules": sorted(modules),
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    checkpoint = derived(folder / "merged", base, merged)
+    model = model_class(base).from_pretrained(checkpoint)
+    near = copy.deepcopy(model)
+    for weight in near.parameters():
+        weight.data *= 1 + ROUNDING * torch.randn(weight.shape, generator=generator)
+    request = LoRARequest(f"adapter-{number}", number, str(folder))
+    return Adapter(request, model, near)
