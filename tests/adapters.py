@@ -40,7 +40,9 @@ def is_linear(name: str, weight: Tensor) -> bool:
     return weight.ndim == 2 and "embed" not in name and "wte" not in name
 
 
-def make_adapter(folder: Path, base: str, number: int, layers: Iterable[str]) -> Adapter:
+def make_adapter(
+    folder: Path, base: str, number: int, layers: Iterable[str]
+) -> Adapter:
     """An adapter of all linear layers of `base` whose name has one of `layers`.
 
     Args:

@@ -167,9 +167,7 @@ class Engine:
         """One batch of requests that override parameters of their own."""
         params = [sampling_params(*request) for request in requests]
         prompts = [{"prompt_token_ids": case.prompt} for case, _ in requests]
-        return self.llm.generate(
-            prompts, params, lora_request=adapters, use_tqdm=False
-        )
+        return self.llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
 
     def ask_preempting(
         self,

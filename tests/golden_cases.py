@@ -178,7 +178,12 @@ class Guided:
 
 
 Model = SDAR | LLaDA2Moe | LLaDA | Dream
-MODELS: dict[str, type[Model]] = {"sdar": SDAR, "llada2": LLaDA2Moe, "llada-": LLaDA, "dream": Dream}
+MODELS: dict[str, type[Model]] = {
+    "sdar": SDAR,
+    "llada2": LLaDA2Moe,
+    "llada-": LLaDA,
+    "dream": Dream,
+}
 
 
 @cache

@@ -117,7 +117,7 @@ def test_a_wrong_option_is_named(
 def test_lora_on_cpu_is_refused_for_experts_alone() -> None:
     """vLLM would choose a kernel for the experts that a CPU does not have."""
     configure(SDAR, enable_lora=True)
-    with pytest.raises(ValueError, match="LoRA on CPU .* experts"):
+    with pytest.raises(ValueError, match=r"LoRA on CPU .* experts"):
         configure(LLADA, enable_lora=True)
 
 

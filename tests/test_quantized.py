@@ -1,0 +1,98 @@
+"""Quantized checkpoints and caches: vLLM's kernels under our models."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from tests import quantized
+from tests.engines import MODELS, Engine, EngineSpec, OneAtATime, tokens_of
+from tests.golden_cases import Case
+from tools.tiny import skills, tokenizer
+
+pytestmark = [pytest.mark.timeout(400), pytest.mark.engine]
+
+PLAIN = {
+    # The first output projection too: its name in a config is the released one.
+    "tiny-llada": r"wte|transformer\.ff_out|blocks\.0\.attn_out",
+    # vLLM has no quantized experts on CPU.
+    "tiny-llada2": r"embed|lm_head|mlp",
+}
+FILES = [
+    ("tiny-llada", quantized.int4, "CompressedTensorsLinearMethod"),
+    ("tiny-llada", quantized.int8, "CompressedTensorsLinearMethod"),
+    ("tiny-llada", quantized.gptq, "AutoGPTQLinearMethod"),
+    ("tiny-llada2", quantized.int4, "CompressedTensorsLinearMethod"),
+]
+
+
+def linear_methods(worker: Any) -> dict[str, str]:
+    """Run inside the worker: how each linear layer multiplies."""
+    return {
+        name: type(module.quant_method).__name__
+        for name, module in worker.model_runner.model.named_modules()
+        if name.endswith("_proj") or name.endswith(("query_key_value", "dense"))
+    }
+
+
+def cache_bytes(worker: Any) -> int:
+    """Run inside the worker: bytes of a number in the KV cache."""
+    return worker.model_runner.kv_caches[0].element_size()
+
+
+@contextmanager
+def engine_of(running: OneAtATime, model: Path, **options: Any) -> Iterator[Engine]:
+    running.close()  # one engine at a time
+    block = 32 if model.name == "tiny-llada2" else None
+    engine = Engine(EngineSpec(str(model), block, {"dtype": "bfloat16", **options}))
+    try:
+        yield engine
+        engine.check_idle()
+    finally:
+        engine.close()
+
+
+def right_sums(engine: Engine, asked: int) -> int:
+    """How many of its sums are right."""
+    codec, right = tokenizer.build(), 0
+    examples = skills.held_out_examples("add", asked, seed=3)
+    prompts = [
+        codec.encode(tokenizer.render([(one.question, "")])).ids for one in examples
+    ]
+    cases = [Case(engine.spec.checkpoint, p, 32, 32, "threshold") for p in prompts]
+    rule = {"dllm_algorithm": "threshold", "dllm_threshold": 0.9}
+    outputs = engine.ask(cases, extra_args=rule, ignore_eos=False)
+    for example, output in zip(examples, outputs, strict=True):
+        text = codec.decode(tokens_of(output), skip_special_tokens=True)
+        right += text == example.answer
+    return right
+
+
+@pytest.mark.parametrize(
+    ("base", "scheme", "method"), FILES, ids=lambda p: getattr(p, "__name__", p)
+)
+def test_a_quantized_checkpoint_answers_right(
+    base: str,
+    scheme: Callable[[Tensor], quantized.Parts],
+    method: str,
+    running: OneAtATime,
+    tmp_path: Path,
+) -> None:
+    """Weights under other names, in another order or not there give other answers."""
+    model = quantized.quantized(tmp_path / base, MODELS / base, scheme, PLAIN[base])
+    with engine_of(running, model) as engine:
+        [methods] = engine.llm.collective_rpc(linear_methods)
+        assert method in methods.values()
+        kept = methods.get("model.layers.0.self_attn.o_proj")
+        assert kept in (None, "UnquantizedLinearMethod")
+        assert right_sums(engine, 40) >= 37
+
+
+def test_a_quantized_cache_answers_right(running: OneAtATime) -> None:
+    """Keys in 8 bits, of which vLLM chooses the scale."""
+    with engine_of(running, MODELS / "tiny-llada2", kv_cache_dtype="fp8") as engine:
+        assert engine.llm.collective_rpc(cache_bytes) == [1]
+        assert right_sums(engine, 40) >= 37
