@@ -22,27 +22,10 @@ namespace {
 // Below these sizes waking the OpenMP threads costs more than they save.
 constexpr int64_t kParallelBlockIds = 1 << 18;
 constexpr int64_t kParallelTokens = 1 << 15;
-constexpr int64_t kParallelLogits = 1 << 18;
 
 template <typename T>
 T* row_of(const uint64_t* tables, int64_t group, int64_t row, int64_t stride) {
   return reinterpret_cast<T*>(tables[group]) + row * stride;
-}
-
-template <typename Bits>
-void fill_disallowed(Bits* logits, const int32_t* bitmask, int64_t vocab_size,
-                     Bits negative_infinity) {
-  for (int64_t first = 0; first < vocab_size; first += 32) {
-    const uint32_t allowed = static_cast<uint32_t>(bitmask[first / 32]);
-    const int64_t count = std::min<int64_t>(32, vocab_size - first);
-    if (allowed == 0) {
-      std::fill_n(logits + first, count, negative_infinity);
-    } else if (allowed != UINT32_MAX) {
-      for (int64_t bit = 0; bit < count; ++bit) {
-        if (((allowed >> bit) & 1u) == 0) logits[first + bit] = negative_infinity;
-      }
-    }
-  }
 }
 
 // One output tensor: `rows` is its data; element_size is 4 or 8 bytes.
@@ -253,31 +236,6 @@ void expand_idx_mapping(int64_t num_reqs, const int64_t* idx_mapping,
   }
 }
 
-// `negative_infinity` is the bit pattern of -inf in the logits' own type, so that
-// one function serves every 2- and 4-byte float.
-void apply_grammar_bitmask(int64_t num_masks, int64_t element_size, char* logits,
-                           int64_t logits_stride, const int32_t* logits_indices,
-                           const int32_t* cu_num_logits, const int32_t* bitmask,
-                           int64_t bitmask_stride, int64_t vocab_size,
-                           int64_t mask_stride, int64_t negative_infinity) {
-#pragma omp parallel for if (num_masks * vocab_size > kParallelLogits)
-  for (int64_t mask = 0; mask < num_masks; ++mask) {
-    const int64_t req = logits_indices[mask] / mask_stride;
-    const int64_t position = logits_indices[mask] % mask_stride;
-    const int64_t row = cu_num_logits[req] + position;
-    if (row >= cu_num_logits[req + 1]) continue;
-    char* data = logits + row * logits_stride * element_size;
-    const int32_t* words = bitmask + mask * bitmask_stride;
-    if (element_size == 2) {
-      fill_disallowed(reinterpret_cast<uint16_t*>(data), words, vocab_size,
-                      static_cast<uint16_t>(negative_infinity));
-    } else {
-      fill_disallowed(reinterpret_cast<uint32_t*>(data), words, vocab_size,
-                      static_cast<uint32_t>(negative_infinity));
-    }
-  }
-}
-
 }  // namespace
 
 PyMethodDef dllm::runner_kernels[] = {
@@ -291,6 +249,5 @@ PyMethodDef dllm::runner_kernels[] = {
     dllm::method<post_update>("post_update"),
     dllm::method<post_update_num_computed_tokens>("post_update_num_computed_tokens"),
     dllm::method<expand_idx_mapping>("expand_idx_mapping"),
-    dllm::method<apply_grammar_bitmask>("apply_grammar_bitmask"),
     {nullptr, nullptr, 0, nullptr},
 };

@@ -20,7 +20,6 @@ from vllm.triton_utils import dispatcher, triton
 from vllm.utils.math_utils import next_power_of_2
 from vllm.v1.worker.cpu.buffer_utils import UvaBuffer
 from vllm.v1.worker.gpu import block_table, buffer_utils, input_batch
-from vllm.v1.worker.gpu import structured_outputs as grammar
 
 from vllm_dllm.ops import runner_kernels
 from vllm_dllm.ops.runner_kernels import fallback
@@ -325,44 +324,6 @@ def update_num_computed(batch: Batch) -> list[torch.Tensor]:
     return [batch.num_computed]
 
 
-def bitmask(
-    batch: Batch, dtype: torch.dtype = torch.float32, vocab: int = VOCAB
-) -> list[torch.Tensor]:
-    stride = 4
-    num_drafts = batch.integers(0, stride + 1, batch.num_reqs).numpy()
-    cu_num_logits_np = np.append(0, np.cumsum(num_drafts)).astype(np.int32)
-    req_ids = [str(i) for i in range(batch.num_reqs)]
-    constrained = req_ids[::-2]
-    num_masks = int(sum(num_drafts[int(i)] for i in constrained))
-    words = batch.random.integers(-(2**31), 2**31, (num_masks, -(-vocab // 32)))
-    words[:, ::3], words[:, 1::4] = -1, 0
-    worker = types.SimpleNamespace(
-        logits_indices=torch.zeros(MAX_REQS * stride, dtype=torch.int32),
-        grammar_bitmask=torch.zeros(MAX_REQS * stride, words.shape[1]).int(),
-        copy_stream=types.SimpleNamespace(wait_stream=lambda _: None),
-        mask_stride=stride,
-        num_bonus_tokens=0,
-    )
-    logits = batch.integers(-9, 9, int(num_drafts.sum()), vocab + 3, dtype=dtype)
-    # Adaptive verification may drop drafts after the masks were made.
-    cu_num_logits = torch.from_numpy(cu_num_logits_np).clone()
-    if batch.num_reqs > 1 and num_drafts[-1] > 0:
-        cu_num_logits[-1] -= 1
-    grammar.StructuredOutputsWorker.apply_grammar_bitmask(
-        worker,
-        logits[:, :vocab],
-        types.SimpleNamespace(
-            req_ids=req_ids,
-            cu_num_logits=cu_num_logits,
-            cu_num_logits_np=cu_num_logits_np,
-            num_draft_tokens_per_req=num_drafts,
-        ),
-        constrained,
-        words.astype(np.int32),
-    )
-    return [logits]
-
-
 Scenario = Callable[[Batch], list[torch.Tensor]]
 SCENARIOS: dict[str, Scenario] = {
     "staged writes, int32": functools.partial(staged_write, dtype=torch.int32),
@@ -383,7 +344,6 @@ SCENARIOS: dict[str, Scenario] = {
     "post update, pipeline": functools.partial(update, counted=True, pipeline=True),
     "post update, int32": functools.partial(update, counted=True, sampled=torch.int32),
     "num computed": update_num_computed,
-    "grammar": bitmask,
 }
 
 Launch = Callable[[str, Scenario, int, int], list[torch.Tensor]]
@@ -393,8 +353,6 @@ Launch = Callable[[str, Scenario, int, int], list[torch.Tensor]]
 def launch(monkeypatch: pytest.MonkeyPatch) -> Launch:
     """Runs a scenario with all kernels "native", "fallback" or "triton" (the text)."""
     monkeypatch.setattr(buffer_utils, "UvaBuffer", UvaBuffer)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: grammar_stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: grammar_stream)
     if not hasattr(triton, "next_power_of_2"):
         monkeypatch.setattr(triton, "next_power_of_2", next_power_of_2, raising=False)
 
@@ -413,17 +371,6 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Launch:
         return scenario(Batch(seed, num_reqs, tensors))
 
     return run
-
-
-class _Stream:
-    """What the grammar worker needs of a CUDA stream."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-    def wait_stream(self, _: object) -> None: ...
-
-
-grammar_stream = _Stream()
 
 
 def kernels(implementation: str) -> dict[str, Callable[..., Any]]:
@@ -461,16 +408,6 @@ def test_does_what_the_triton_kernel_says(
     for seed in range(3):
         arguments = SCENARIOS[scenario], seed, num_reqs
         assert_equal(launch(implementation, *arguments), launch("triton", *arguments))
-
-
-@pytest.mark.skipif(not BUILT, reason="not built")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_grammar_masks_every_logits_type(launch: Launch, dtype: torch.dtype) -> None:
-    """-inf is written as a bit pattern; the vocabulary is enough for OpenMP."""
-    scenario = functools.partial(bitmask, dtype=dtype, vocab=32_001)
-    (logits,) = launch("native", scenario, 0, MAX_REQS)
-    assert logits.isneginf().any() and not logits.isnan().any()
-    assert_equal([logits], launch("fallback", scenario, 0, MAX_REQS))
 
 
 @pytest.mark.skipif(not BUILT, reason="not built")

@@ -34,7 +34,6 @@ _NAMES = {
         "post_update_num_computed_tokens",
         "expand_idx_mapping",
     ),
-    "vllm.v1.worker.gpu.structured_outputs": ("apply_grammar_bitmask",),
 }
 
 

@@ -292,25 +292,3 @@ def expand_idx_mapping(
     rows = cu_num_logits[reqs] + offsets
     expanded_idx_mapping[rows] = idx_mapping[reqs]
     expanded_local_pos[rows] = offsets.to(expanded_local_pos.dtype)
-
-
-def apply_grammar_bitmask(
-    logits: Tensor,
-    logits_stride: int,
-    logits_indices: Tensor,
-    cu_num_logits: Tensor,
-    bitmask: Tensor,
-    bitmask_stride: int,
-    vocab_size: int,
-    *,
-    MASK_STRIDE: int,
-    **_: object,
-) -> None:
-    """Set the logits whose bit is 0 to -inf."""
-    reqs = logits_indices // MASK_STRIDE
-    rows = cu_num_logits[reqs] + logits_indices % MASK_STRIDE
-    active = rows < cu_num_logits[reqs + 1]
-    bits = bitmask[active, :, None] >> torch.arange(32, dtype=torch.int32) & 1
-    disallowed = bits.flatten(1)[:, :vocab_size] == 0
-    rows = rows[active]
-    logits[rows] = logits[rows].masked_fill_(disallowed, float("-inf"))

@@ -14,12 +14,6 @@ from torch import Tensor
 
 _C: Any = importlib.import_module("vllm_dllm._C")
 
-_NEGATIVE_INFINITY_BITS = {
-    torch.float32: 0xFF800000,
-    torch.bfloat16: 0xFF80,
-    torch.float16: 0xFC00,
-}
-
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
@@ -318,37 +312,4 @@ def expand_idx_mapping(
         expanded_idx_mapping.data_ptr(),
         expanded_local_pos.data_ptr(),
         cu_num_logits.data_ptr(),
-    )
-
-
-def apply_grammar_bitmask(
-    logits: Tensor,
-    logits_stride: int,
-    logits_indices: Tensor,
-    cu_num_logits: Tensor,
-    bitmask: Tensor,
-    bitmask_stride: int,
-    vocab_size: int,
-    *,
-    MASK_STRIDE: int,
-    **_: object,
-) -> None:
-    """Set the logits whose bit is 0 to -inf.
-
-    logits: [num_logits, vocab_size] float32, bfloat16 or float16.
-    logits_indices: [num_masks] int32, request * MASK_STRIDE + position.
-    bitmask: [num_masks, ceil(vocab_size / 32)] int32, little-endian bits.
-    """
-    _C.apply_grammar_bitmask(
-        logits_indices.shape[0],
-        logits.element_size(),
-        logits.data_ptr(),
-        logits_stride,
-        logits_indices.data_ptr(),
-        cu_num_logits.data_ptr(),
-        bitmask.data_ptr(),
-        bitmask_stride,
-        vocab_size,
-        MASK_STRIDE,
-        _NEGATIVE_INFINITY_BITS[logits.dtype],
     )
