@@ -56,6 +56,7 @@ TIGHT_BUDGET = 160
 SERVER_BUDGET = 512
 """The same of the servers `llada` and `dream`."""
 LORA = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": 8}
+"""Fewer adapters in a batch than tests/test_adapters.py has."""
 
 OFFLINE = {
     "sdar4": EngineSpec("sdar-pub0", 4),
@@ -100,7 +101,6 @@ OFFLINE = {
             "num_gpu_blocks_override": 14,
         },
     ),
-    # Room for two adapters in a batch, and for all of tests/test_adapters.py.
     "sdar16-lora": EngineSpec("sdar-pub1", 16, LORA),
     "llada-lora": EngineSpec("llada-pub0", options=LORA),
     "dream-lora": EngineSpec("dream-pub0", options=LORA),

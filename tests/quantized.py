@@ -62,6 +62,23 @@ def gptq(weight: Tensor) -> Parts:
     }
 
 
+def awq(weight: Tensor) -> Parts:
+    outputs, inputs = weight.shape
+    values, scale = rounded(weight, GROUP, 7)
+    zeros = torch.full((inputs // GROUP, outputs), 8)
+    return {
+        "qweight": packed(interleaved(values.flatten(1).t() + 8)),
+        "scales": scale.squeeze(-1).t().bfloat16(),
+        "qzeros": packed(interleaved(zeros)),
+    }
+
+
+def interleaved(values: Tensor) -> Tensor:
+    """Columns in AWQ's order: of each eight the even ones first."""
+    eights = values.unflatten(1, (-1, NIBBLES))
+    return eights[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1)
+
+
 def compressed_tensors(
     name: str, weights: dict[str, Any], inputs: dict[str, Any] | None, plain: list[str]
 ) -> dict[str, Any]:
@@ -90,6 +107,9 @@ def config_of(scheme: Callable[[Tensor], Parts], plain: list[str]) -> dict[str, 
         weights = {"num_bits": 8, "strategy": "channel"}
         inputs = {"num_bits": 8, "strategy": "token"}
         return compressed_tensors("int-quantized", weights, inputs, plain)
+    if scheme is awq:
+        config = {"bits": 4, "group_size": GROUP, "zero_point": True}
+        return {"quant_method": "awq", "modules_to_not_convert": plain, **config}
     dynamic = {f"-:{re.escape(name)}": {} for name in plain}
     config = {"bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
     return {"quant_method": "gptq", "dynamic": dynamic, **config}

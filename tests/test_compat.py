@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm.config import vllm as vllm_config_module
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
@@ -277,3 +278,23 @@ def test_attention_backends_are_told_of_our_rows(
         assert told[-1].scheduler_config.max_num_seqs == rows
         assert scheduler.max_num_seqs == 8
     assert len(told) == 2
+
+
+def test_rows_without_an_adapter_are_left_alone() -> None:
+    """Index -1 is the last adapter in memory to vLLM's kernels for CPU."""
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    compat.leave_base_rows_alone()
+    compat.leave_base_rows_alone()
+    adapter = torch.tensor([1, -1, 0, -1])
+    inputs, down = torch.randn(4, 6), torch.randn(2, 1, 3, 6)
+    small = torch.zeros(4, 3)
+    lora_ops.bgmv_shrink(inputs, down, small, adapter, 0.5)
+    expected = 0.5 * torch.einsum("bi,boi->bo", inputs, down[adapter, 0])
+    expected[adapter < 0] = 0
+    torch.testing.assert_close(small, expected)
+    up, output = torch.randn(2, 1, 6, 3), torch.randn(4, 6)
+    before = output.clone()
+    lora_ops.bgmv_expand(small, up, output, adapter, add_inputs=True)
+    assert torch.equal(output[adapter < 0], before[adapter < 0])
+    assert not torch.isclose(output[adapter >= 0], before[adapter >= 0]).any()

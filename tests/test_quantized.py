@@ -25,6 +25,7 @@ FILES = [
     ("tiny-llada", quantized.int4, "CompressedTensorsLinearMethod"),
     ("tiny-llada", quantized.int8, "CompressedTensorsLinearMethod"),
     ("tiny-llada", quantized.gptq, "AutoGPTQLinearMethod"),
+    ("tiny-llada", quantized.awq, "AutoAWQMarlinLinearMethod"),
     ("tiny-llada2", quantized.int4, "CompressedTensorsLinearMethod"),
 ]
 
