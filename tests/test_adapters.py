@@ -37,13 +37,15 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Adapter
 
 def dealt(cases: list[Case], adapters: list[Adapter]) -> list[Asked]:
     """The cases with their references' answers: one without an adapter, one with the
-    first, and so on."""
+    first, and so on; without the few that hang on rounding."""
     hands = [None, *adapters]
     asked = [
         (case.answered(adapter.model if adapter else None), adapter)
         for case, adapter in zip(cases, hands * len(cases), strict=False)
     ]
-    return [(case, a) for case, a in asked if a is None or a.settles(case)]
+    settled = [(case, a) for case, a in asked if a is None or a.settles(case)]
+    assert len(settled) > 0.8 * len(asked), "rounding decides too much"
+    return settled
 
 
 def requests_of(asked: list[Asked]) -> tuple[list, list]:
