@@ -91,7 +91,9 @@ def test_a_span_over_a_fresh_cache_sees_what_a_full_forward_sees(
     cache = Cache(3, len(ids))
     full = model(ids, 0, cache)
     torch.testing.assert_close(full, model(ids))
-    torch.testing.assert_close(model(ids[5:9], 5, cache), full[5:9])
+    # Four rows are multiplied in another order than all of them.
+    span = model(ids[5:9], 5, cache)
+    torch.testing.assert_close(span, full[5:9], rtol=1e-3, atol=1e-4)
     # The whole is seen from a span, and so are changes elsewhere.
     model(ids[:5].flip(0), 0, cache)
     changed = torch.cat((ids[:5].flip(0), ids[5:]))
