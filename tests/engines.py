@@ -217,7 +217,7 @@ class Engine:
     def check_idle(self) -> None:
         """Assert that nothing is held for any request: pages, slots, saved blocks."""
         self.forget_prefixes()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         # Workers hear of the end of a request with the next step, an empty one.
         while any(held := self.llm.collective_rpc(held_by_requests)):
             assert time.monotonic() < deadline, f"held (slots, saved blocks): {held}"

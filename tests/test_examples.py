@@ -310,7 +310,7 @@ def test_dashboard_asks_for_metrics_that_exist(server: Server) -> None:
     asked = set(re.findall(r"\b(?:vllm|vllm_dllm):\w+", text))
     body = {"prompt": "Solve: 1 + 2.", "max_tokens": 4}
     assert httpx.post(f"{server.url}/v1/generate", json=body).is_success
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         lines = httpx.get(f"{server.url}/metrics").text
         live = set(re.findall(r"^([\w:]+)\{", lines, re.MULTILINE))
