@@ -6,6 +6,7 @@ requests that have no golden case.
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,8 @@ class Case:
     cfg_scale: float = 0.0
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
+    suffix: Sequence[int] = ()
+    """What follows the answer."""
     tokens: list[int] | None = None
     nfe: int | None = None
     """Forwards that the authors' code used."""
@@ -87,6 +90,7 @@ class Case:
                 "dllm_cfg_scale": self.cfg_scale or None,
                 "dllm_logits_eos_inf": self.logits_eos_inf or None,
                 "dllm_confidence_eos_eot_inf": self.confidence_eos_eot_inf or None,
+                "dllm_suffix_token_ids": list(self.suffix) or None,
             }
         return {key: value for key, value in fields.items() if value is not None}
 
@@ -134,11 +138,13 @@ class Case:
                 eot_id=EOS,  # the checkpoint has no end of a turn
                 logits_eos_inf=self.logits_eos_inf,
                 confidence_eos_eot_inf=self.confidence_eos_eot_inf,
+                suffix=self.suffix,
             )
             return tokens, nfe // (2 if self.cfg_scale else 1)
         common = {"mask_id": MASK, "steps": self.steps, "eps": self.eps or 1e-3}
+        common["suffix"] = self.suffix
         if self.cfg_scale:
-            model = Guided(model, len(self.prompt), self.cfg_scale)
+            model = Guided(model, self)
         if self.cache in (None, "none"):
             assert self.block_length is None and self.steps is not None
             return dream_generate.generate(
@@ -162,19 +168,22 @@ class Case:
 class Guided:
     """A reference model with classifier-free guidance, which Dream's authors lack."""
 
-    def __init__(self, model: Dream, prompt_len: int, scale: float) -> None:
-        self.model, self.config = model, model.config
-        self.prompt_len, self.scale = prompt_len, scale
+    def __init__(self, model: Dream, case: Case) -> None:
+        self.model, self.config, self.case = model, model.config, case
         self.blind_cache: Cache | None = None
 
     def __call__(self, ids: Tensor, start: int = 0, cache: Any = None) -> Tensor:
-        """As `Dream.forward`; a second forward has masks for the prompt."""
+        """As `Dream.forward`; a second forward has masks for what is given."""
         if cache is not None and self.blind_cache is None:
             self.blind_cache = Cache(len(cache.keys), cache.length)
+        answer = len(self.case.prompt) - start
         blind = ids.clone()
-        blind[: max(0, self.prompt_len - start)] = MASK
+        blind[: max(0, answer)] = MASK
+        if self.case.suffix:
+            blind[answer + self.case.gen_length :] = MASK
         prior = self.model(blind, start, self.blind_cache)
-        return prior + (self.scale + 1) * (self.model(ids, start, cache) - prior)
+        away = self.model(ids, start, cache) - prior
+        return prior + (self.case.cfg_scale + 1) * away
 
 
 Model = SDAR | LLaDA2Moe | LLaDA | Dream

@@ -12,6 +12,7 @@ import torch
 from vllm.config import vllm as vllm_config_module
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.renderers.base import BaseRenderer
 from vllm.sampling_params import SamplingParams
 
 from vllm_dllm import compat, plugin
@@ -141,7 +142,7 @@ def test_registering_again_wraps_nothing_twice() -> None:
     once = wrapped_functions()
     plugin.register()
     again = wrapped_functions()
-    assert len(once) == 24
+    assert len(once) == 25
     assert once.keys() == again.keys()
     assert all(once[symbol] is again[symbol] for symbol in once)
 
@@ -210,6 +211,18 @@ def test_our_models_are_validated_by_our_rules(architecture: str) -> None:
         SamplingParams(
             temperature=0.0, extra_args={"dllm_steps": 0}
         )._validate_diffusion(ours)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "prompt"), [("LLaDAModelLM", "a"), ("LlamaForCausalLM", None)]
+)
+def test_only_our_models_take_a_suffix_beside_the_prompt(
+    architecture: str, prompt: str | None
+) -> None:
+    """Another model would answer as if nobody had told it what follows."""
+    plugin.register()
+    renderer: Any = SimpleNamespace(model_config=model_config(architecture))
+    assert BaseRenderer.render_completion_suffix(renderer, "a", "b") == prompt
 
 
 def test_no_model_at_all_is_not_ours() -> None:

@@ -36,6 +36,7 @@ def everything(engine: Engine) -> list[Request]:
                 cfg_scale=(0.0, 0.0, 0.7)[(index + number // 2) % 3],
                 logits_eos_inf=index % 4 == 1,
                 confidence_eos_eot_inf=index % 7 == 1,
+                suffix=(5, 6, 7) * (index % 4 == 2),
             )
             sampling = {**SAMPLING[index % len(SAMPLING)], "seed": index}
             fields = {**case.fields, "dllm_return_trajectory": index % 2 == 0}

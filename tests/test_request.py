@@ -444,6 +444,8 @@ def test_the_servers_choices_are_defaults_of_requests_with_full_attention() -> N
         ("logits_eos_inf", 0),
         ("confidence_eos_eot_inf", 1),
         ("confidence_eos_eot_inf", False),
+        ("suffix_token_ids", [5, 0]),
+        ("suffix_token_ids", []),
     ],
 )
 def test_fields_of_full_attention_are_refused_for_block_causal_models(
@@ -464,6 +466,7 @@ def test_no_field_of_full_attention_is_missing_above() -> None:
         "cfg_scale",
         "logits_eos_inf",
         "confidence_eos_eot_inf",
+        "suffix_token_ids",
     }
 
 
@@ -484,6 +487,9 @@ def test_no_field_of_full_attention_is_missing_above() -> None:
         ("dllm_logits_eos_inf", None, "valid boolean"),
         ("dllm_confidence_eos_eot_inf", -1, "valid boolean"),
         ("dllm_confidence_eos_eot_inf", [1], "valid boolean"),
+        ("dllm_suffix_token_ids", "5", "valid list"),
+        ("dllm_suffix_token_ids", None, "valid list"),
+        ("dllm_suffix_token_ids", 5, "valid list"),
         ("dllm_eps", 0, "greater than 0"),
         ("dllm_eps", 1, "less than 1"),
         ("dllm_eps", float("nan"), "greater|less|finite"),
@@ -508,6 +514,29 @@ def test_limits_of_fields_of_full_attention(
     with pytest.raises(ValueError, match=allowed) as failure:
         resolve({"dllm_algorithm": rule, field: value}, FULL, 10)
     assert f"{field}={value!r}" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "allowed"),
+    [
+        (-1, "greater than or equal to 0"),
+        (0.5, "valid integer"),
+        ("5", "valid integer"),
+        (True, "valid integer"),
+        (100, "not in the vocabulary; allowed: 0 to 99"),
+        (2**63, "not in the vocabulary; allowed: 0 to 99"),
+    ],
+)
+def test_a_suffix_is_made_of_the_models_tokens(token: Any, allowed: str) -> None:
+    """Any other one has no embedding, and ends the worker for everybody."""
+    config = FULL.with_facts(FACTS.model_copy(update={"vocab_size": 100}))
+    for max_tokens in (None, 10):
+        own = {"dllm_suffix_token_ids": [5, 99]}
+        assert resolve(own, config, max_tokens).suffix_token_ids == [5, 99]
+        with pytest.raises(ValueError, match=allowed) as failure:
+            resolve({"dllm_suffix_token_ids": [5, token]}, config, max_tokens)
+        assert "dllm_suffix_token_ids" in str(failure.value)
+        assert str(token) in str(failure.value)
 
 
 @pytest.mark.parametrize("field", ["logits_eos_inf", "confidence_eos_eot_inf"])
@@ -608,6 +637,14 @@ def test_the_branch_without_the_prompt_begins_on_a_page(
     assert plan(max_tokens, cfg_scale=0.0) == plan(max_tokens)
 
 
+def test_the_canvas_of_an_infilling_ends_where_its_suffix_begins() -> None:
+    """Masks between the two would be text that nobody is shown."""
+    infilled = plan(40, suffix_token_ids=[7] * 9)
+    assert infilled == span.FullAttention(span.Grid(10, 32, 50), "none", suffix=9)
+    guided = plan(40, suffix_token_ids=[7] * 9, cfg_scale=0.5)
+    assert guided == infilled._replace(twin=64)  # 59, on a page
+
+
 def check_length_of(
     own: dict[str, Any] | None, config: DllmConfig, prompt_len: int, max_tokens: int
 ) -> None:
@@ -629,6 +666,21 @@ def test_a_request_that_no_forward_can_hold_is_refused_with_its_numbers() -> Non
     assert "cfg_scale" not in message
     # A shorter block fits: its canvas is rounded up to less.
     check_length_of({"dllm_block_length": 5}, FULL, 60, 65)
+
+
+def test_a_suffix_needs_room_beside_prompt_and_canvas() -> None:
+    """A step forwards it too, and its keys need pages."""
+    own = {"dllm_suffix_token_ids": [7] * 50}
+    check_length_of(own, FULL, 50, 50)
+    with pytest.raises(ValueError) as failure:
+        check_length_of(own, FULL, 50, 51)
+    message = str(failure.value)
+    assert (
+        "max_tokens=51 in blocks of 32) and the suffix (50 tokens) are 151" in message
+    )
+    assert "allowed: 150 (max_num_batched_tokens)" in message
+    with pytest.raises(ValueError, match=r"the suffix .* are 212 tokens"):
+        check_length_of({**own, "dllm_cfg_scale": 0.5}, FULL, 20, 30)
 
 
 def test_a_guided_request_needs_the_room_twice() -> None:

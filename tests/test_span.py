@@ -190,7 +190,12 @@ class Worker:
         self.plan = plan
         self.canvas = Canvas(3, 2, 99, cpu, full_attention=full)
         guided = isinstance(plan, FullAttention) and plan.twin
-        params = DllmParams(steps=steps, cfg_scale=1.0 if guided else 0.0)
+        suffix = plan.suffix if isinstance(plan, FullAttention) else 0
+        params = DllmParams(
+            steps=steps,
+            cfg_scale=1.0 if guided else 0.0,
+            suffix_token_ids=[*range(suffix)],
+        )
         self.canvas.add_request("a", 1, params, plan, max_len)
 
     def check_block(self, known: int) -> None:
@@ -353,9 +358,9 @@ class FullAttentionRequest(PlayedRequest):
 
         branches = [0, plan.twin] if plan.twin else [0]
         forwarded = {p + twin for twin in branches for p in range(got.start, got.end)}
-        sequence = {p + twin for twin in branches for p in range(grid.end)}
+        sequence = {p + twin for twin in branches for p in range(plan.end)}
         if got.start == 0:
-            forwarded |= set(range(grid.end, plan.twin))  # one piece of pages
+            forwarded |= set(range(plan.end, plan.twin))  # one piece of pages
         assert got.length == len(forwarded)
         assert {p + t for t in branches for p in range(start, end)} <= forwarded
         # A later step of a block reads what the block's own refresh made.
@@ -379,6 +384,7 @@ class FullAttentionRequest(PlayedRequest):
     answer=st.integers(1, 60),
     room=st.integers(0, 40),
     page=st.sampled_from([0, 1, 16]),
+    suffix=st.sampled_from([0, 0, 1, 9]),
     random=st.randoms(use_true_random=False),
     preemptions=st.integers(0, 4),
     data=st.data(),
@@ -390,15 +396,18 @@ def test_a_request_with_full_attention_is_answered_whatever_is_cached(
     answer: int,
     room: int,
     page: int,
+    suffix: int,
     random: Random,
     preemptions: int,
     data: st.DataObject,
 ) -> None:
     """Keys of another block, or none after preemption, give another answer."""
     steps = data.draw(st.integers(1, block), label="steps")
-    grid = full_attention_grid(prompt, answer, block, prompt + answer + room)
-    twin = span.round_up(grid.end, page) if page else 0
-    plan = FullAttention(grid, cache, twin)
+    max_len = prompt + answer + room + suffix
+    grid = full_attention_grid(prompt, answer, block, max_len, infills=suffix > 0)
+    twin = span.round_up(grid.end + suffix, page) if page else 0
+    plan = FullAttention(grid, cache, twin, suffix)
+    assert plan.end <= max_len
     request = FullAttentionRequest(plan, steps, prompt, prompt + answer)
     allowed = preemptions
     while request.known < request.end:
@@ -430,6 +439,19 @@ def test_what_each_step_of_a_block_forwards() -> None:
             assert got == wanted, cache
             computed = plan.next_start(got, known_after)
             refreshed = grid.start_of(wanted.known)
+
+
+def test_what_follows_an_answer_is_forwarded_with_it() -> None:
+    """It lies right behind the last token, where the last block ends, and is seen by
+    all of them; keys of it are as old as the cache says."""
+    grid = full_attention_grid(10, max_tokens=9, block=4, max_len=99, infills=True)
+    assert grid == Grid(10, 4, 19)
+    for cache, end in (("none", 24), ("prefix", 24), ("dual", 14)):
+        plan = FullAttention(grid, cache, suffix=5)
+        assert plan.span(0, 10, None) == Span(0, 24, 10, 4)
+        start = 0 if cache == "none" else 10
+        assert plan.span(start, 12, refreshed=10) == Span(start, end, 12, 2)
+        assert plan.span(0, 18, None) == Span(0, 24, 18, 1)
 
 
 def test_the_last_block_ends_with_the_longest_request() -> None:

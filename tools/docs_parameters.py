@@ -88,13 +88,14 @@ def type_of(name: str, schema: dict[str, Any]) -> str:
     else:
         words = {"at least": low, "above": above, "at most": high, "below": below}
         limits = [f"{word} {number(n)}" for word, n in words.items() if n is not None]
-    return ", ".join([schema["type"], *limits])
+    kind = f"list of {type_of(name, items)}" if (items := schema.get("items")) else ""
+    return ", ".join([kind or schema["type"], *limits])
 
 
 def default_of(schema: dict[str, Any]) -> str:
     """The model's own default; nothing where it has none."""
     value = schema.get("default")
-    if value is None:
+    if value in (None, []):
         return ""
     if isinstance(value, bool):
         return str(value).lower()

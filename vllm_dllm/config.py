@@ -46,6 +46,7 @@ class Facts(BaseModel):
     max_num_batched_tokens: int = UNBOUNDED
     page_size: int = 1
     """KV page in tokens."""
+    vocab_size: int = UNBOUNDED
 
 
 class DllmConfig(RuleParams):

@@ -24,6 +24,7 @@ def register() -> None:
     compat.open_v2_gate()
     compat.replace_request_validation()
     compat.allow_structured_outputs()
+    compat.allow_suffixes()
     compat.lift_request_fields()
     compat.check_request_lengths()
     compat.report_forwards()

@@ -5,7 +5,7 @@ The only place that knows them. Requests carry them in `SamplingParams.extra_arg
 because an exception in a worker would end the engine.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -93,6 +93,9 @@ class DllmParams(RuleParams):
     confidence_eos_eot_inf: bool = False
     """Full attention: decode ends of text and of turn last, by leaving them out of the
     probabilities that say how sure a token is."""
+    suffix_token_ids: list[Annotated[int, Field(ge=0)]] = []
+    """Full attention: what follows the answer, which then fills the gap between prompt
+    and suffix (infilling), `max_tokens` long. In /v1/completions `suffix`, as text."""
     return_trajectory: bool = False
     """Whether the answer says for each token which step of its block decided it."""
     stream_drafts: bool = False
@@ -117,6 +120,7 @@ FULL_ATTENTION_FIELDS = (
     "cfg_scale",
     "logits_eos_inf",
     "confidence_eos_eot_inf",
+    "suffix_token_ids",
 )
 """Fields that have no meaning for a block-causal model."""
 
@@ -234,6 +238,12 @@ def _settle_full_attention(
                     f"{PREFIX}{name}=True: the checkpoint's config.json names no end "
                     "of the text (eos_token_id)"
                 )
+    for token in params.suffix_token_ids:
+        if token >= config.facts.vocab_size:
+            raise ValueError(
+                f"{PREFIX}suffix_token_ids: {token} is not in the vocabulary; allowed: "
+                f"0 to {config.facts.vocab_size - 1}"
+            )
     block = params.block_length or config.block_size or max_tokens
     if rule == "credit" and block is not None and block > MAX_CREDIT_BLOCK:
         raise ValueError(
@@ -254,12 +264,19 @@ def plan_of(
     assert params.block_length is not None
     if not config.facts.full_attention:
         return span.BlockCausal(span.Grid(0, params.block_length, span.UNBOUNDED))
+    suffix = len(params.suffix_token_ids)
     grid = span.full_attention_grid(
-        prompt_len, max_tokens, params.block_length, config.facts.max_model_len
+        prompt_len,
+        max_tokens,
+        params.block_length,
+        config.facts.max_model_len,
+        infills=suffix > 0,
     )
-    guided = params.cfg_scale > 0
-    twin = span.round_up(grid.end, config.facts.page_size) if guided else 0
-    return span.FullAttention(grid, params.cache, twin)
+    plan = span.FullAttention(grid, params.cache, suffix=suffix)
+    if params.cfg_scale > 0:
+        twin = span.round_up(plan.end, config.facts.page_size)
+        plan = plan._replace(twin=twin)
+    return plan
 
 
 def check_length(
@@ -283,11 +300,14 @@ def check_length(
     }
     for name, limit in limits.items():
         if longest.length > limit:
+            suffix = f" and the suffix ({len(params.suffix_token_ids)} tokens)"
             twice = f", twice with {PREFIX}cfg_scale={params.cfg_scale}"
             raise ValueError(
                 f"the prompt ({prompt_len} tokens) and the canvas "
                 f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
-                f"blocks of {params.block_length}){twice if longest.twin else ''} "
+                f"blocks of {params.block_length})"
+                f"{suffix if params.suffix_token_ids else ''}"
+                f"{twice if longest.twin else ''} "
                 f"are {longest.length} tokens, which one forward must hold; allowed: "
                 f"{limit} ({name}). Ask for a smaller max_tokens."
             )

@@ -129,18 +129,25 @@ class FullAttention(NamedTuple):
     block alone."""
     twin: int = 0
     """As in `Span`."""
+    suffix: int = 0
+    """How many tokens follow the canvas; more than 0 in an infilling."""
+
+    @property
+    def end(self) -> int:
+        """One past the last position of the sequence."""
+        return self.grid.end + self.suffix
 
     def span(self, computed: int, known: int, refreshed: int | None) -> Span:
         start, end = self.grid.start_of(known), self.grid.end_of(known)
         canvas = end - known
         if self.cache == "none" or refreshed != start:
-            return Span(0, self.grid.end, known, canvas, self.twin)
+            return Span(0, self.end, known, canvas, self.twin)
         if computed == 0:
             # The keys of the refresh were lost in the middle of the block. They are
             # made again, as they were: from the tokens that were known then.
-            return Span(0, self.grid.end, known, 0, self.twin)
+            return Span(0, self.end, known, 0, self.twin)
         if self.cache == "prefix":
-            end = self.grid.end
+            end = self.end
         return Span(start, end, known, canvas, self.twin)
 
     def clip(self, span: Span, budget: int) -> Span:
@@ -153,14 +160,17 @@ class FullAttention(NamedTuple):
         return start if same_block and self.cache != "none" else 0
 
 
-def full_attention_grid(prompt: int, max_tokens: int, block: int, max_len: int) -> Grid:
+def full_attention_grid(
+    prompt: int, max_tokens: int, block: int, max_len: int, infills: bool = False
+) -> Grid:
     """Blocks over the whole answer, from the end of the prompt on.
 
     The answer is rounded up to whole blocks; what lies past `max_tokens` is denoised
-    and never handed out. No block goes past `max_len`.
+    and never handed out. One that infills is not: the text goes on right behind it. No
+    block goes past `max_len`.
     """
-    end = prompt + round_up(max_tokens, block)
-    return Grid(prompt, block, min(end, max_len))
+    length = max_tokens if infills else round_up(max_tokens, block)
+    return Grid(prompt, block, min(prompt + length, max_len))
 
 
 def round_up(length: int, block: int) -> int:

@@ -7,6 +7,7 @@ first (theirs would leave masks). Fast-dLLM's measures confidence by entropy wha
 is told; here `algorithm` says how.
 """
 
+from collections.abc import Sequence
 from itertools import count
 
 import torch
@@ -27,6 +28,7 @@ def generate(
     algorithm: str,
     steps: int,
     eps: float = 1e-3,
+    suffix: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """Decode the whole canvas at once, in `steps` forwards.
 
@@ -34,12 +36,12 @@ def generate(
         model: maps ids [length] to logits.
         algorithm: one of `ALGORITHMS`, the measure of confidence.
         eps: the last of the equal times; fixes how many tokens a step decodes.
+        suffix: known tokens that follow the answer.
 
     Returns:
         tokens, and the forwards.
     """
-    canvas = torch.tensor(prompt + [mask_id] * gen_length)
-    masked = torch.arange(len(canvas)) >= len(prompt)
+    canvas, masked = new_canvas(prompt, mask_id, gen_length, suffix)
     times = torch.linspace(1, eps, steps + 1)
     forwards = 0
     for step in range(steps):
@@ -53,7 +55,7 @@ def generate(
         taken = order[: tokens_of_step(len(rows), times, step)]
         canvas[rows[taken]] = token[taken]
         masked[rows[taken]] = False
-    return canvas[len(prompt) :].tolist(), forwards
+    return canvas[len(prompt) :][:gen_length].tolist(), forwards
 
 
 @torch.no_grad()
@@ -69,6 +71,7 @@ def generate_blockwise(
     threshold: float | None = None,
     steps: int | None = None,
     eps: float = 1e-3,
+    suffix: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """Decode block after block, with stale keys and values outside the block.
 
@@ -83,20 +86,22 @@ def generate_blockwise(
             any case; None for as many as Dream's times say.
         steps: forwards for all blocks together, with Dream's times; None for as many
             as there are tokens.
+        suffix: known tokens that follow the answer, whose last block ends with it.
 
     Returns:
         tokens, and the forwards.
     """
     assert cache in ("prefix", "dual")
     blocks = -(-gen_length // block_length)
-    canvas = torch.tensor(prompt + [mask_id] * (blocks * block_length))
-    masked = torch.arange(len(canvas)) >= len(prompt)
+    length = gen_length if suffix else blocks * block_length
+    canvas, masked = new_canvas(prompt, mask_id, length, suffix)
     block_steps = max(1, (steps or blocks * block_length) // blocks)
     times = torch.linspace(1, eps, block_steps + 1)
     store = new_cache(model, len(canvas), cache)
     forwards = 0
-    for end in range(len(prompt) + block_length, len(canvas) + 1, block_length):
-        start = end - block_length
+    stop = len(prompt) + length
+    for start in range(len(prompt), stop, block_length):
+        end = min(start + block_length, stop)
         for step in count():
             rows = masked[start:end].nonzero()[:, 0] + start
             if len(rows) == 0:
@@ -116,6 +121,16 @@ def generate_blockwise(
             canvas[rows[taken]] = token[taken]
             masked[rows[taken]] = False
     return canvas[len(prompt) :][:gen_length].tolist(), forwards
+
+
+def new_canvas(
+    prompt: list[int], mask_id: int, length: int, suffix: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Token ids with `length` masks between prompt and suffix, and which they are."""
+    canvas = torch.tensor([*prompt, *[mask_id] * length, *suffix])
+    masked = torch.zeros_like(canvas, dtype=torch.bool)
+    masked[len(prompt) : len(prompt) + length] = True
+    return canvas, masked
 
 
 def shifted(logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ as soon as it is decoded (Fast-dLLM's cached loops forward a decoded block once 
 probabilities are float64 throughout, and lengths need not divide one another.
 """
 
+from collections.abc import Sequence
 from itertools import count
 
 import torch
@@ -33,6 +34,7 @@ def generate(
     eot_id: int | None = None,
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
+    suffix: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """Decode `gen_length` tokens in blocks that count from the prompt's end.
 
@@ -49,23 +51,28 @@ def generate(
         cfg_scale: for a second forward, with masks for the prompt.
         logits_eos_inf: `eos_id` is no candidate.
         confidence_eos_eot_inf: `eos_id` and `eot_id` are candidates of no confidence.
+        suffix: known tokens that follow the answer, whose last block ends with it.
 
     Returns:
         tokens, and the forwards (those with masks for the prompt included).
     """
     blocks = -(-gen_length // block_length)
-    length = len(prompt) + blocks * block_length
+    stop = len(prompt) + (gen_length if suffix else blocks * block_length)
+    length = stop + len(suffix)
     canvas = torch.full((length,), mask_id)
     canvas[: len(prompt)] = torch.tensor(prompt)
+    canvas[stop:] = torch.tensor(suffix)
     # A prompt may hold mask ids of its own; only generated positions are decoded.
-    masked = torch.arange(length) >= len(prompt)
-    quotas = schedule(block_length, max(1, (steps or blocks * block_length) // blocks))
+    masked = (torch.arange(length) >= len(prompt)) & (torch.arange(length) < stop)
+    given = ~masked
+    block_steps = max(1, (steps or blocks * block_length) // blocks)
     caches = [new_cache(model, length, cache) for _ in range(2 if cfg_scale else 1)]
     banned = [mask_id, eos_id] if logits_eos_inf else [mask_id]
     unsure = [eos_id, eot_id] if confidence_eos_eot_inf else []
     forwards = 0
-    for end in range(len(prompt) + block_length, length + 1, block_length):
-        start = end - block_length
+    for start in range(len(prompt), stop, block_length):
+        end = min(start + block_length, stop)
+        quotas = schedule(end - start, block_steps)
         for step in count():
             rows = masked[start:end].nonzero()[:, 0] + start
             if len(rows) == 0:
@@ -74,7 +81,7 @@ def generate(
             logits = model(canvas[first:last], first, caches[0])
             if cfg_scale:
                 blind = canvas.clone()
-                blind[: len(prompt)] = mask_id
+                blind[given] = mask_id
                 prior = model(blind[first:last], first, caches[1])
                 logits = prior + (cfg_scale + 1) * (logits - prior)
             forwards += len(caches)

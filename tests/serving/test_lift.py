@@ -94,6 +94,8 @@ LIFTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"cfg_scale": 0}, {}),
     ({"cfg_scale": 0.0}, {}),
     ({"logits_eos_inf": False, "confidence_eos_eot_inf": False}, {}),
+    ({"suffix": []}, {}),
+    ({"suffix": [5]}, {"dllm_suffix_token_ids": [5]}),
     ({"use_cache": True}, {}),
     ({"use_dual_cache": True}, {}),
     ({"use_dual_cache": False, "use_cache": True}, {}),
@@ -169,6 +171,7 @@ LIFTED_FULL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"use_cache": False}, {"dllm_cache": "none"}),
     ({"use_cache": False, "use_dual_cache": True}, {"dllm_cache": "none"}),
     ({"use_cache": True, "dllm_cache": "prefix"}, {"dllm_cache": "prefix"}),
+    ({"suffix": [5]}, {"dllm_suffix_token_ids": [5]}),
     ({}, {}),
 ]
 

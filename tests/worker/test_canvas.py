@@ -38,6 +38,10 @@ def full(
     return FullAttention(Grid(origin, block, end), cache, twin)
 
 
+def infilling(origin: int, block: int, end: int, suffix: list[int]) -> FullAttention:
+    return full(origin, block, end)._replace(suffix=len(suffix))
+
+
 def gather(
     canvas: Canvas, slots: list[int], known: list[int], active: list[bool] | None = None
 ) -> CanvasBatch:
@@ -437,9 +441,29 @@ def test_a_slot_keeps_nothing_of_a_former_guided_request() -> None:
     add(canvas, "new", 2, plan=full(7, 3, 13))
     assert not canvas.any_guided(slots)
     assert (int(canvas.twin[2]), float(canvas.cfg_scale[2])) == (0, 0.0)
-    assert (int(canvas.twin_np[2]), int(canvas.end_np[2])) == (0, 13)
+    assert (int(canvas.twin_np[2]), int(canvas.seq_len_np[2])) == (0, 13)
     assert not bool(canvas.reuses[2])
     assert gather(canvas, [2], [7]).guided is None
+
+
+def test_what_follows_a_canvas_is_its_own_requests_suffix() -> None:
+    """A token of another request, or of the slot's last owner, changes the answer."""
+    canvas = new_canvas(full_attention=True)
+    slots = np.array([0, 1, 2])
+    assert not canvas.any_infilling(slots)
+    long, short = [3, 1, 4, 1, 5], [9, 2]
+    add(canvas, "a", 0, plan=infilling(5, 3, 8, long), suffix_token_ids=long)
+    add(canvas, "old", 1, plan=infilling(5, 3, 8, long), suffix_token_ids=long)
+    add(canvas, "b", 1, plan=infilling(5, 4, 9, short), suffix_token_ids=short)
+    add(canvas, "c", 2, plan=full(5, 2, 7))
+    assert canvas.any_infilling(slots) and not canvas.any_infilling(slots[2:])
+    position = torch.arange(20)
+    for slot, end, suffix in ((0, 8, long), (1, 9, short), (2, 7, [])):
+        inside, token = canvas.suffix_at(torch.full_like(position, slot), position)
+        expected = list(range(end, end + len(suffix)))
+        assert inside.nonzero().squeeze(1).tolist() == expected
+        assert token[inside].tolist() == suffix
+        assert canvas.seq_len[slot] == canvas.seq_len_np[slot] == end + len(suffix)
 
 
 def test_the_cells_of_guided_requests_are_named() -> None:

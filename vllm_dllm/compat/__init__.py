@@ -22,6 +22,7 @@ from vllm_dllm.compat.models import (
 from vllm_dllm.compat.patch import is_ours
 from vllm_dllm.compat.requests import (
     allow_structured_outputs,
+    allow_suffixes,
     check_request_lengths,
     lift_request_fields,
     replace_request_validation,
@@ -34,6 +35,7 @@ __all__ = [
     "add_cli_flags",
     "add_stop_tokens",
     "allow_structured_outputs",
+    "allow_suffixes",
     "check_request_lengths",
     "is_ours",
     "is_supported",

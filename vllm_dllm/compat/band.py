@@ -26,6 +26,8 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "CompletionRequest.to_beam_search_params",
     "vllm.entrypoints.openai.chat_completion.serving:get_max_tokens",
     "vllm.entrypoints.openai.completion.serving:get_max_tokens",
+    "vllm.renderers.base:BaseRenderer.render_completion_suffix",
+    "vllm.tokenizers.registry:cached_tokenizer_from_config",
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
     "vllm.entrypoints.openai.chat_completion.serving:build_spec_decoding_metrics",
     "vllm.entrypoints.openai.chat_completion.serving:ChatCompletionResponse",

@@ -58,6 +58,28 @@ def allow_structured_outputs() -> None:
     wrap_once(SamplingParams, "_validate_structured_outputs", wrapper)
 
 
+def allow_suffixes() -> None:
+    """Let completions of our models have a `suffix`.
+
+    vLLM makes one prompt of prompt and suffix, for models that know such a prompt, and
+    refuses it for all others. Ours keep the prompt; the suffix goes behind the canvas
+    (`lift_request_fields`). Removable when a model can say where it wants its suffix.
+    """
+    from vllm.renderers.base import BaseRenderer
+
+    def wrapper(function: Callable[..., str | None]) -> Callable[..., str | None]:
+        def render_completion_suffix(
+            self: BaseRenderer[Any], prompt: str, suffix: str
+        ) -> str | None:
+            if is_ours(self.model_config):
+                return prompt
+            return function(self, prompt, suffix)
+
+        return render_completion_suffix
+
+    wrap_once(BaseRenderer, "render_completion_suffix", wrapper)
+
+
 class OurDefaults(dict[str, Any]):
     """Default sampling parameters that belong to one of our models."""
 
@@ -142,6 +164,7 @@ def lift_request_fields() -> None:
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.exceptions import VLLMValidationError
+    from vllm.tokenizers.registry import cached_tokenizer_from_config
 
     from vllm_dllm.config import DllmConfig
     from vllm_dllm.models.registry import FAMILIES
@@ -191,8 +214,13 @@ def lift_request_fields() -> None:
             if getattr(self, "echo", False) and params.prompt_logprobs == 0:
                 # vLLM's way to have the prompt in an answer; nobody asked for logprobs.
                 params.prompt_logprobs = None
+            body = dict(self.model_extra or {})
+            suffix = getattr(self, "suffix", body.get("suffix"))
+            if isinstance(suffix, str):
+                tokenizer = cached_tokenizer_from_config(defaults.model_config)
+                body["suffix"] = tokenizer.encode(suffix, add_special_tokens=False)
             with refusing():
-                fields = lift(self.model_extra or {}, config, params.extra_args)
+                fields = lift(body, config, params.extra_args)
                 # A new dict, because theirs is the request's own `vllm_xargs`.
                 params.extra_args = {**(params.extra_args or {}), **fields} or None
                 params._validate_diffusion(defaults.model_config)

@@ -141,6 +141,7 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
                 vllm_config.scheduler_config.max_num_batched_tokens
             ),
             "page_size": vllm_config.cache_config.block_size,
+            "vocab_size": model_config.get_vocab_size(),
         }
     )
 

@@ -34,8 +34,9 @@ NAMES: dict[str, str] = {
     "cfg_scale": "dllm_cfg_scale",
     "logits_eos_inf": "dllm_logits_eos_inf",
     "confidence_eos_eot_inf": "dllm_confidence_eos_eot_inf",
+    "suffix": "dllm_suffix_token_ids",
 }
-"""Other names of our fields."""
+"""Other names of our fields. `suffix` has become token ids when it comes here."""
 
 REMASKING: dict[str, tuple[str, ...]] = {
     "low_confidence": ("low_confidence", "threshold", "factor"),
@@ -58,6 +59,7 @@ OFF: dict[str, Any] = {
     "cfg_scale": 0,
     "logits_eos_inf": False,
     "confidence_eos_eot_inf": False,
+    "suffix": [],
 }
 """Features of full attention that a client of any model may switch off."""
 

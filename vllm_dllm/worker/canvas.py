@@ -157,7 +157,13 @@ class Canvas:
         self.twin = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Where the unconditional branch lies (span.py); 0 without guidance."""
         self.cfg_scale = torch.zeros(num_slots, device=device)
-        self.end_np = np.zeros(num_slots, dtype=np.int64)
+        self.suffix = torch.zeros(num_slots, 1, dtype=torch.int64, device=device)
+        """What follows the canvas, left-aligned; grows with the longest."""
+        self.seq_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """Full attention: length of each sequence, the suffix included."""
+        self.seq_len_np = np.zeros(num_slots, dtype=np.int64)
+        self.infills_np = np.zeros(num_slots, dtype=bool)
+        """Whether there is a suffix."""
         self.twin_np = np.zeros(num_slots, dtype=np.int64)
         self.max_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Known tokens (prompt and answer) at which the request ends."""
@@ -190,7 +196,10 @@ class Canvas:
             self.reuses[slot] = plan.cache != "none"
             self.twin[slot] = plan.twin
             self.cfg_scale[slot] = params.cfg_scale
-            self.twin_np[slot], self.end_np[slot] = plan.twin, grid.end
+            self.seq_len[slot] = self.seq_len_np[slot] = plan.end
+            self.twin_np[slot], self.infills_np[slot] = plan.twin, plan.suffix > 0
+            if plan.suffix:
+                self._append(slot, params.suffix_token_ids)
         self.max_len[slot] = max_len
         self.algorithm[slot] = params.algorithm
         self.revises[slot] = rule.revises
@@ -229,6 +238,13 @@ class Canvas:
             pad = torch.nn.functional.pad
             self.tokens = pad(self.tokens, (0, missing), value=self.mask_token_id)
             self.decided_at = pad(self.decided_at, (0, missing))
+
+    def _append(self, slot: int, suffix: list[int]) -> None:
+        """Put `suffix` behind the canvas."""
+        missing = len(suffix) - self.suffix.shape[1]
+        if missing > 0:
+            self.suffix = torch.nn.functional.pad(self.suffix, (0, missing))
+        self.suffix[slot, : len(suffix)] = torch.tensor(suffix)
 
     def _remember(self, width: int) -> None:
         """Make room for what a rule remembers of a block of `width` positions."""
@@ -285,6 +301,20 @@ class Canvas:
         if self.any_guided(slot_np):
             batch.guided = batch.rows_of(self.twin_np[slot_np] > 0)
         return batch
+
+    def any_infilling(self, slot_np: np.ndarray) -> bool:
+        """Whether one of the slots has a suffix."""
+        return bool(self.infills_np[slot_np].any())
+
+    def suffix_at(
+        self, slot: torch.Tensor, position: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of some positions lie in the suffixes of their requests, [n] bool, and
+        the tokens there, undefined elsewhere; all [n] int64."""
+        end = self.end[slot]
+        column = (position - end).clamp(0, self.suffix.shape[1] - 1)
+        inside = (position >= end) & (position < self.seq_len[slot])
+        return inside, self.suffix[slot, column]
 
     def any_guided(self, slot_np: np.ndarray) -> bool:
         """Whether one of the slots has an unconditional branch."""

@@ -131,6 +131,11 @@ class DenoisingModelState(ModelState):
         column = (position - start).clamp(0, canvas.width - 1)
         in_block = (position >= known) & (position < start + length[owner])
         ids = torch.where(in_block, canvas.tokens[slot, column], canvas.mask_token_id)
+        if canvas.any_infilling(input_batch.idx_mapping_np):
+            in_suffix, suffix = canvas.suffix_at(slot, position)
+            if unconditional is not None:
+                in_suffix &= ~unconditional
+            ids = torch.where(in_suffix, suffix, ids)
         is_known = position < known
         if unconditional is not None:
             is_known &= ~(unconditional & (position < canvas.origin[slot]))
@@ -192,9 +197,9 @@ class DenoisingModelState(ModelState):
         if for_capture:
             max_seq_len = self.max_model_len
         else:
-            ends = self.canvas.end_np[input_batch.idx_mapping_np]
+            whole = self.canvas.seq_len_np[input_batch.idx_mapping_np]
             spans = input_batch.seq_lens_cpu_upper_bound[:num_reqs]
-            max_seq_len = max(int(spans.max()), int(ends.max()))
+            max_seq_len = max(int(spans.max()), int(whole.max()))
         return build_attn_metadata(
             attn_groups=attn_groups,
             num_reqs=rows.num_rows,
@@ -219,13 +224,13 @@ class DenoisingModelState(ModelState):
         if canvas.any_guided(slots):
             return guided_rows(
                 input_batch,
-                canvas.end_np[slots],
+                canvas.seq_len_np[slots],
                 canvas.twin_np[slots],
                 facts.page_size,
                 self.device,
             )
         # At least the span itself: a dummy batch (profiling, warm-up) has no requests.
         seq_lens = self.seq_lens[:num_reqs].copy_(input_batch.seq_lens[:num_reqs])
-        ends = canvas.end[input_batch.idx_mapping]
-        torch.maximum(seq_lens[: len(ends)], ends.int(), out=seq_lens[: len(ends)])
+        whole = canvas.seq_len[input_batch.idx_mapping]
+        torch.maximum(seq_lens[: len(whole)], whole.int(), out=seq_lens[: len(whole)])
         return whole_rows(input_batch, num_reqs, seq_lens)
