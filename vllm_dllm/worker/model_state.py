@@ -197,9 +197,9 @@ class DenoisingModelState(ModelState):
         if for_capture:
             max_seq_len = self.max_model_len
         else:
-            whole = self.canvas.seq_len_np[input_batch.idx_mapping_np]
+            ends = self.canvas.seq_len_np[input_batch.idx_mapping_np]
             spans = input_batch.seq_lens_cpu_upper_bound[:num_reqs]
-            max_seq_len = max(int(spans.max()), int(whole.max()))
+            max_seq_len = max(int(spans.max()), int(ends.max()))
         return build_attn_metadata(
             attn_groups=attn_groups,
             num_reqs=rows.num_rows,
@@ -231,6 +231,6 @@ class DenoisingModelState(ModelState):
             )
         # At least the span itself: a dummy batch (profiling, warm-up) has no requests.
         seq_lens = self.seq_lens[:num_reqs].copy_(input_batch.seq_lens[:num_reqs])
-        whole = canvas.seq_len[input_batch.idx_mapping]
-        torch.maximum(seq_lens[: len(whole)], whole.int(), out=seq_lens[: len(whole)])
+        ends = canvas.seq_len[input_batch.idx_mapping]
+        torch.maximum(seq_lens[: len(ends)], ends.int(), out=seq_lens[: len(ends)])
         return whole_rows(input_batch, num_reqs, seq_lens)
