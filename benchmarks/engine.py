@@ -63,7 +63,7 @@ def alternate(
 ) -> dict[str, dict[str, float]]:
     """Warm up, then run all measures in turn, `repeats` times."""
     runs: dict[str, list[Run]] = {name: [] for name in measures}
-    for name in measures.keys() & {"c=1", "plain loop"}:
+    for name in measures.keys() & {"c=1", "plain loop", "lean loop"}:
         measures[name](0)
     for seed in range(1, repeats + 1):
         for name, measure in measures.items():

@@ -3,9 +3,11 @@
     python benchmarks/full_attention.py --out docs/benchmarks/full_attention.json
 
 Every cache of the authors: none (LLaDA's `generate`, two tokens per forward), and
-Fast-dLLM's prefix and dual, which decode by a threshold. One compute thread on each
+Fast-dLLM's prefix and dual, which decode by a threshold. "plain loop" is the authors'
+algorithm of tests/reference in bfloat16, with logits of all rows that it forwards, as
+in their code; "lean loop" has those of the block alone. One compute thread on each
 side; nothing else may run meanwhile. Alternating runs, medians, the same prompts on
-both sides. Weights are random, with attention and head scaled so that a threshold
+all sides. Weights are random, with attention and head scaled so that a threshold
 decodes several tokens per forward (`checkpoints.make_llada`); it is searched with
 the loop. With random weights rounding decides what passes a threshold, so the forwards
 of one request say little: where a threshold decides, every run is of the same eight
@@ -37,8 +39,12 @@ from engine import (
     show,
     write,
 )
-from plain_full_attention import FullAttentionLoop
+from lean_full_attention import LeanLoop
+from plain_loop import Result
 from server import Run, Server, random_prompts, serve
+
+from tests.reference import llada_generate
+from tests.reference.llada import LLaDA
 
 BLOCK = 32
 STEPS = 64
@@ -46,7 +52,6 @@ STEPS = 64
 EVEN_STEPS = 48
 """The same with a cache, where no threshold decides."""
 CONCURRENCY = (1, 4, 8)
-EVEN_CONCURRENCY = (1, 8)
 THRESHOLD_REQUESTS = 8
 """What a run with a threshold is of; others are of as many as run at once."""
 CACHES = ("none", "prefix", "dual")
@@ -55,16 +60,36 @@ WANTED = 2.5
 ALLOWED = (2.0, 4.0)
 
 
-def tokens_per_forward(loop: FullAttentionLoop, cache: str, threshold: float) -> float:
-    forwards = 0
+class PlainLoop:
+    """The authors' functions, as tests/reference has them."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        model = LLaDA.from_pretrained(checkpoint)
+        self.model = model.to(torch.bfloat16)
+        self.mask = model.config.mask_token_id
+
+    def generate(self, prompt: list[int], **rule: Any) -> Result:
+        """Greedy; `rule` is of `llada_generate.generate`."""
+        fields = {"mask_id": self.mask, **rule}
+        return Result(
+            *llada_generate.generate(self.model, prompt, TOKENS, BLOCK, **fields)
+        )
+
+
+Loops = dict[str, Callable[..., Result]]
+"""Yardsticks by name: prompt, `cache` and the rule's fields to tokens."""
+
+
+def tokens_per_forward(loop: LeanLoop, cache: str, threshold: float) -> float:
     prompts = random_prompts(0, 3, PROMPT)
-    for prompt in prompts:
-        found = loop.generate(prompt, TOKENS, BLOCK, cache, threshold=threshold)
-        forwards += found.forwards
-    return len(prompts) * TOKENS / forwards
+    found = [
+        loop.generate(prompt, TOKENS, BLOCK, cache, threshold=threshold)
+        for prompt in prompts
+    ]
+    return len(prompts) * TOKENS / sum(result.forwards for result in found)
 
 
-def find_threshold(loop: FullAttentionLoop, cache: str) -> float:
+def find_threshold(loop: LeanLoop, cache: str) -> float:
     """The threshold that comes nearest to `WANTED`, by halving."""
     low, high = 0.0, 1.0
     tried: dict[float, float] = {}
@@ -97,7 +122,7 @@ def counted(
 
 def measure_cache(
     server: Server,
-    loop: FullAttentionLoop,
+    loops: Loops,
     cache: str,
     rule: dict[str, Any],
     concurrency: tuple[int, ...],
@@ -114,10 +139,9 @@ def measure_cache(
         **requests,
         vllm_xargs={"dllm_cache": cache, "dllm_block_length": BLOCK, **asked},
     )
-    generate = partial(
-        loop.generate, max_tokens=TOKENS, block=BLOCK, kind=cache, **rule
-    )
-    measures["plain loop"] = partial(measure_loop, generate, **requests)
+    for name, generate in loops.items():
+        one = partial(generate, cache=cache, **rule)
+        measures[name] = partial(measure_loop, one, **requests)
     forwards: dict[str, list[float]] = {}
     rows: dict[str, Any] = alternate(
         n, {name: counted(forwards, name, run) for name, run in measures.items()}
@@ -143,22 +167,25 @@ Measure = tuple[str, dict[str, Any], tuple[int, ...]]
 
 
 def plan(
-    caches: list[str], threshold: float | None, concurrency: tuple[int, ...]
+    only: list[str], threshold: float | None, concurrency: tuple[int, ...]
 ) -> Iterator[tuple[str, Measure]]:
     """What is measured, by name."""
-    for cache in caches:
-        if cache == "none":
-            yield cache, (cache, {"steps": STEPS}, concurrency)
-        else:
-            yield cache, (cache, {"threshold": threshold}, concurrency)
-            even = {"steps": EVEN_STEPS}
-            yield f"{cache}, {EVEN_STEPS} steps", (cache, even, EVEN_CONCURRENCY)
+    rules: dict[str, dict[str, Any]] = {
+        "none": {"steps": STEPS},
+        "prefix": {"threshold": threshold},
+        f"prefix, {EVEN_STEPS} steps": {"steps": EVEN_STEPS},
+        "dual": {"threshold": threshold},
+        f"dual, {EVEN_STEPS} steps": {"steps": EVEN_STEPS},
+    }
+    for name, rule in rules.items():
+        if not only or name in only:
+            yield name, (name.partition(",")[0], rule, concurrency)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES)
+    parser.add_argument("--only", nargs="+", default=[], help="names of the table")
     parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY)
     parser.add_argument("--threshold", type=float, help="instead of the search")
     parser.add_argument("--out", type=Path)
@@ -169,18 +196,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         checkpoint = checkpoints.make_llada(work / "llada")
-        loop = FullAttentionLoop(checkpoint)
+        lean = LeanLoop(checkpoint)
+        loops: Loops = {
+            "plain loop": PlainLoop(checkpoint).generate,
+            "lean loop": partial(lean.generate, max_tokens=TOKENS, block=BLOCK),
+        }
         threshold = args.threshold
-        if threshold is None and args.caches != ["none"]:
-            threshold = find_threshold(loop, "dual")
+        if threshold is None and {"prefix", "dual"} & set(args.only or CACHES):
+            threshold = find_threshold(lean, "dual")
         results["threshold"] = threshold
         with serve(checkpoint, log=work / "llada.log") as server:
             for name, (cache, rule, concurrency) in plan(
-                args.caches, threshold, tuple(args.concurrency)
+                args.only, threshold, tuple(args.concurrency)
             ):
                 print(name, flush=True)
                 results[name] = measure_cache(
-                    server, loop, cache, rule, concurrency, args.repeats
+                    server, loops, cache, rule, concurrency, args.repeats
                 )
                 write(results, args.out)
     show_all(results)
@@ -194,8 +225,12 @@ def show_all(results: dict[str, Any]) -> None:
     show(results)
     for name in measured:
         rows = results[name]
-        faster = rows["plain loop"]["ms_per_step"] / rows["c=1"]["ms_per_step"]
-        print(f"{name}: a forward at c=1 is {faster:.2f} x as fast as the loop's")
+        for loop in ("plain loop", "lean loop"):
+            faster = rows[loop]["ms_per_step"] / rows["c=1"]["ms_per_step"]
+            print(
+                f"{name}: c=1 is {ratio(rows, 'c=1', loop):.2f} x the {loop}, "
+                f"{faster:.2f} x per forward"
+            )
         report_forwards(name, forwards[name])
         results[name]["forwards_per_request"] = forwards[name]
     if {"none", "dual"} <= set(measured) and "c=8" in results["none"]:

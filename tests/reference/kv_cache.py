@@ -1,6 +1,5 @@
 """Keys and values of one sequence under full attention, overwritten in place."""
 
-import torch
 from torch import Tensor
 
 
@@ -35,6 +34,6 @@ class Cache:
     ) -> Tensor:
         held = store[layer]
         if held is None:
-            held = store[layer] = torch.zeros(self.length, *part.shape[1:])
+            held = store[layer] = part.new_zeros(self.length, *part.shape[1:])
         held[start : start + len(part)] = part
         return held

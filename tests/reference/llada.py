@@ -51,14 +51,16 @@ class LLaDAConfig:
 def rotate(heads: Tensor, theta: float, start: int) -> Tensor:
     """Rotate every head by its position, the first of which is `start`; NeoX halves.
 
-    heads: [..., length, heads, head_dim] -> the same shape.
+    In float32, whatever the dtype is. heads: [..., length, heads, head_dim] -> the same
+    shape.
     """
     length, _, dim = heads.shape[-3:]
     inverse = 1 / theta ** (torch.arange(0, dim, 2).float() / dim)
     angles = torch.arange(start, start + length).float()[:, None] * inverse
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    first, second = heads.float().chunk(2, dim=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(rotated, dim=-1).to(heads.dtype)
 
 
 class Block(nn.Module):
@@ -89,10 +91,11 @@ class Block(nn.Module):
         query, key = (rotate(heads, self.theta, start) for heads in (query, key))
         if cache is not None:
             key, value = cache.update(self.layer, start, key, value)
-        mixed = functional.scaled_dot_product_attention(
-            *(heads.transpose(-3, -2) for heads in (query, key, value)), enable_gqa=True
-        )
-        return self.attn_out(mixed.transpose(-3, -2).flatten(-2))
+        parts = [heads.transpose(-3, -2) for heads in (query, key, value)]
+        if hidden.ndim == 2:  # torch's fused kernel is for batches
+            parts = [part.unsqueeze(0) for part in parts]
+        mixed = functional.scaled_dot_product_attention(*parts, enable_gqa=True)
+        return self.attn_out(mixed.transpose(-3, -2).reshape(hidden.shape))
 
     def forward(self, hidden: Tensor, start: int, cache: Cache | None) -> Tensor:
         """hidden: [..., length, hidden] -> the same shape."""

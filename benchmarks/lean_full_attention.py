@@ -1,9 +1,9 @@
-"""The yardstick for full attention: the authors' loops on LLaDA, in plain PyTorch.
+"""A second yardstick for full attention: the authors' loops on LLaDA, made lean.
 
-What a researcher's single-request script does: LLaDA's `generate` and Fast-dLLM's
-prefix and dual caches at batch 1, with torch's own linear layers and attention, keys
-and values written in place, and logits of the block's rows alone. Written from the
-description of the algorithms. As in our server, a block is left as soon as it is
+What is left of LLaDA's `generate` and Fast-dLLM's prefix and dual caches at batch 1
+when logits are computed of the block's rows alone, which theirs compute of all rows:
+torch's own linear layers and attention, keys and values written in place. Written from
+the description of the algorithms. As in our server, a block is left as soon as it is
 decoded, the mask is no candidate, and probabilities are float32.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-class FullAttentionLoop:
+class LeanLoop:
     def __init__(self, checkpoint: Path) -> None:
         self.config = json.loads((checkpoint / "config.json").read_text())
         self.mask = self.config["mask_token_id"]
@@ -99,11 +99,11 @@ class FullAttentionLoop:
         prompt: list[int],
         max_tokens: int,
         block: int,
-        kind: str,
+        cache: str,
         steps: int | None = None,
         threshold: float | None = None,
     ) -> Result:
-        """Greedy; `kind` is "none", "prefix" or "dual".
+        """Greedy; `cache` is "none", "prefix" or "dual".
 
         With `threshold` every candidate at least so probable and the surest one;
         otherwise the surest ones in equal parts over `steps`, which are those of the
@@ -112,11 +112,11 @@ class FullAttentionLoop:
         total = len(prompt) + max_tokens
         x = torch.full((total,), self.mask)
         x[: len(prompt)] = torch.tensor(prompt)
-        cache = None
-        if kind != "none":
+        kept = None
+        if cache != "none":
             head_dim = self.config["d_model"] // self.heads
             shape = (len(self.layers), 2, self.heads, total, head_dim)
-            cache = torch.empty(shape, dtype=self.cos.dtype)
+            kept = torch.empty(shape, dtype=self.cos.dtype)
         steps = (steps or max_tokens) // (max_tokens // block)
         quota = [block // steps + (k < block % steps) for k in range(steps)]
         forwards = 0
@@ -126,7 +126,7 @@ class FullAttentionLoop:
             first, last, step = 0, total, 0
             while masked.any():
                 rows = slice(start - first, end - first)
-                logits = self._forward(x[first:last], first, cache, rows)
+                logits = self._forward(x[first:last], first, kept, rows)
                 forwards += 1
                 logits[:, self.mask] = -torch.inf
                 confidence, token = logits.softmax(-1).max(-1)
@@ -140,7 +140,7 @@ class FullAttentionLoop:
                 step += 1
                 x[start:end][chosen] = token[chosen]
                 masked &= ~chosen
-                if kind != "none":
+                if cache != "none":
                     first = start
-                    last = end if kind == "dual" else total
+                    last = end if cache == "dual" else total
         return Result(x[len(prompt) :].tolist(), forwards)
