@@ -1,7 +1,7 @@
 """Requests with full attention, and what engines answer to them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,3 +67,30 @@ def guided_cases(engine: Engine) -> list[Case]:
         for scale in (0.5, 1.5)
     ]
     return cases + [replace(case, cfg_scale=0.0) for case in cases[::2]]
+
+
+def infilling_cases(engine: Engine) -> list[Case]:
+    """With and without a suffix; gaps and suffixes end inside blocks and pages, or with
+    them."""
+    make: Callable[..., Case] = case_of
+    rules: list[dict[str, Any]] = [
+        {"algorithm": "low_confidence"},
+        {"algorithm": "threshold", "threshold": 0.2},
+    ]
+    if engine.spec.checkpoint == "dream-pub0":
+        make, rules = dream_case, [{}, {"algorithm": "entropy"}]
+    cases = []
+    for number, (prompt, gap, suffix, block) in enumerate(
+        ((1, 1, 1, 4), (9, 13, 5, 4), (30, 20, 14, 8), (40, 24, 64, 8), (33, 7, 90, 16))
+    ):
+        rng = random.Random(number)
+        tokens = [rng.randrange(2, MASK) for _ in range(suffix)]
+        for index, cache in enumerate(CACHES):
+            fields = rules[(number + index) % 2]
+            case = make(engine, prompt, gap, block, cache=cache, **fields)
+            cases += [
+                replace(case, suffix=tokens),
+                replace(case, suffix=tokens, cfg_scale=0.5),
+                case,
+            ]
+    return cases

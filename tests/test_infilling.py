@@ -1,9 +1,7 @@
 """Infilling: an answer between a prompt and what follows it."""
 
 import json
-import random
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,50 +9,24 @@ import httpx
 import pytest
 
 from tests.engines import TIGHT_BUDGET, Engine, Server, tokens_of, uses, uses_server
-from tests.full_attention import BOTH, CACHES, case_of, dream_case, failures
-from tests.golden_cases import MASK, Case, differences
+from tests.full_attention import BOTH, CACHES, case_of, failures, infilling_cases
+from tests.golden_cases import Case, differences
 
 pytestmark = pytest.mark.timeout(400)
-
-
-def cases_of(engine: Engine) -> list[Case]:
-    """Prompt, gap and suffix end inside blocks and pages, or with them."""
-    make: Callable[..., Case] = case_of
-    rules: list[dict[str, Any]] = [
-        {"algorithm": "low_confidence"},
-        {"algorithm": "threshold", "threshold": 0.2},
-    ]
-    if engine.spec.checkpoint == "dream-pub0":
-        make, rules = dream_case, [{}, {"algorithm": "entropy"}]
-    cases = []
-    for number, (prompt, gap, suffix, block) in enumerate(
-        ((1, 1, 1, 4), (9, 13, 5, 4), (30, 20, 14, 8), (40, 24, 64, 8), (33, 7, 90, 16))
-    ):
-        rng = random.Random(number)
-        tokens = [rng.randrange(2, MASK) for _ in range(suffix)]
-        for index, cache in enumerate(CACHES):
-            fields = rules[(number + index) % 2]
-            case = make(engine, prompt, gap, block, cache=cache, **fields)
-            cases += [
-                replace(case, suffix=tokens),
-                replace(case, suffix=tokens, cfg_scale=0.5),
-                case,
-            ]
-    return cases
 
 
 @uses(*BOTH, "llada-tp2")
 def test_an_infilling_answers_as_the_reference(engine: Engine) -> None:
     """The suffix has its own positions, right behind the last token of the answer, and
     every step must find its keys; a neighbour without one must not."""
-    cases = cases_of(engine)
+    cases = infilling_cases(engine)
     assert failures(engine, cases) == []
 
 
 @uses(*BOTH)
 def test_an_infilling_depends_on_its_suffix(engine: Engine) -> None:
     """The test above would pass with a reference that reads no suffix either."""
-    cases = [case for case in cases_of(engine) if case.suffix]
+    cases = [case for case in infilling_cases(engine) if case.suffix]
     free = engine.answers([replace(case, suffix=()) for case in cases])
     pairs = zip(cases, engine.answers(cases), free, strict=True)
     changed = [case for case, infilled, plain in pairs if infilled != plain]
@@ -66,7 +38,7 @@ def test_an_infilling_depends_on_its_suffix(engine: Engine) -> None:
 @uses(*BOTH)
 def test_an_infilling_answers_alike_after_preemptions(engine: Engine) -> None:
     """A suffix that is lost with the slot is one of masks, or of another request."""
-    cases = [case.answered() for case in cases_of(engine)]
+    cases = [case.answered() for case in infilling_cases(engine)]
     outputs = engine.ask_preempting([(case, {}) for case in cases], every=2)
     preempted = [
         bool(case.suffix)

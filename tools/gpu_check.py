@@ -4,7 +4,8 @@
     python tools/gpu_check.py --models sdar16 llada --backends TRITON_ATTN --modes eager
 
 Golden checkpoints (tests/golden) in float32, each case alone and all in one batch: the
-tokens and no more forwards than the authors' code. The bundled model in bfloat16, where
+tokens and no more forwards than the authors' code; with full attention also guided
+requests and infillings, against tests/reference. The bundled model in bfloat16, where
 tokens may differ: its exact answers to held-out questions. Runs on whatever vLLM's
 platform is, a CPU too. One process for each engine. Ends with a table, and with exit
 code 1 if anything differs.
@@ -97,12 +98,16 @@ def engine_options(check: Check, platform: str) -> dict[str, Any]:
 def check_golden(check: Check, platform: str) -> Outcome:
     """Alone and in one batch, as tests/test_golden.py does."""
     from tests.engines import OFFLINE, Engine, EngineSpec, tokens_of
+    from tests.full_attention import guided_cases, infilling_cases
     from tests.golden_cases import differences, golden_cases, too_many_forwards
 
     spec = OFFLINE[check.model]
     options = spec.options | engine_options(check, platform)
     engine = Engine(EngineSpec(spec.checkpoint, spec.block, options))
     cases = golden_cases(spec.checkpoint, spec.block)
+    if check.model in FULL_ATTENTION:
+        more = guided_cases(engine) + infilling_cases(engine)
+        cases += [case.answered() for case in more]
     outcome, problems, start = Outcome(), [], time.perf_counter()
     for batch in ([[case] for case in cases], [cases]):
         outputs = []
