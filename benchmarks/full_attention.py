@@ -52,9 +52,13 @@ STEPS = 64
 EVEN_STEPS = 48
 """The same with a cache, where no threshold decides."""
 CONCURRENCY = (1, 4, 8)
+EVEN_CONCURRENCY = (1, 8)
 THRESHOLD_REQUESTS = 8
 """What a run with a threshold is of; others are of as many as run at once."""
 CACHES = ("none", "prefix", "dual")
+EVEN = f", {EVEN_STEPS} steps"
+NAMES = ("none", "prefix", f"prefix{EVEN}", "dual", f"dual{EVEN}")
+"""What can be measured: a cache, with a threshold or with even steps."""
 WANTED = 2.5
 """Tokens per forward that the threshold is to give."""
 ALLOWED = (2.0, 4.0)
@@ -167,25 +171,23 @@ Measure = tuple[str, dict[str, Any], tuple[int, ...]]
 
 
 def plan(
-    only: list[str], threshold: float | None, concurrency: tuple[int, ...]
+    names: list[str], threshold: float | None, concurrency: tuple[int, ...]
 ) -> Iterator[tuple[str, Measure]]:
     """What is measured, by name."""
-    rules: dict[str, dict[str, Any]] = {
-        "none": {"steps": STEPS},
-        "prefix": {"threshold": threshold},
-        f"prefix, {EVEN_STEPS} steps": {"steps": EVEN_STEPS},
-        "dual": {"threshold": threshold},
-        f"dual, {EVEN_STEPS} steps": {"steps": EVEN_STEPS},
-    }
-    for name, rule in rules.items():
-        if not only or name in only:
-            yield name, (name.partition(",")[0], rule, concurrency)
+    for name in names:
+        if name == "none":
+            yield name, (name, {"steps": STEPS}, concurrency)
+        elif name in CACHES:
+            yield name, (name, {"threshold": threshold}, concurrency)
+        else:
+            few = tuple(c for c in concurrency if c in EVEN_CONCURRENCY)
+            yield name, (name.removesuffix(EVEN), {"steps": EVEN_STEPS}, few)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="+", default=[], help="names of the table")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY)
     parser.add_argument("--threshold", type=float, help="instead of the search")
     parser.add_argument("--out", type=Path)
@@ -202,7 +204,7 @@ def main() -> None:
             "lean loop": partial(lean.generate, max_tokens=TOKENS, block=BLOCK),
         }
         threshold = args.threshold
-        if threshold is None and {"prefix", "dual"} & set(args.only or CACHES):
+        if threshold is None and {"prefix", "dual"} & set(args.only):
             threshold = find_threshold(lean, "dual")
         results["threshold"] = threshold
         with serve(checkpoint, log=work / "llada.log") as server:

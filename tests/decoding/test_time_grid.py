@@ -18,7 +18,7 @@ from tests.decoding.canvas_steps import (
 from tests.reference.dream_generate import tokens_of_step
 from vllm_dllm.decoding.base import CanvasStep, DecodingRule
 from vllm_dllm.decoding.registry import get_rule
-from vllm_dllm.worker.canvas import time_grid
+from vllm_dllm.decoding.time_grid import time_grid
 
 SCORES = ("maskgit_plus", "topk_margin", "neg_entropy")
 TINY = torch.finfo(torch.float32).tiny

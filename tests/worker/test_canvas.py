@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.decoding.time_grid import time_grid
 from vllm_dllm.request import MAX_CREDIT_BLOCK, DllmParams
 from vllm_dllm.span import UNBOUNDED, BlockCausal, FullAttention, Grid, Plan
-from vllm_dllm.worker.canvas import Canvas, CanvasBatch, time_grid
+from vllm_dllm.worker.canvas import Canvas, CanvasBatch
 
 SLOTS, BLOCK, MASK = 5, 4, 99
 CPU = torch.device("cpu")

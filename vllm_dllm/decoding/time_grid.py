@@ -13,6 +13,22 @@ import torch
 from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
 
 
+def time_grid(steps: int, eps: float) -> torch.Tensor:
+    """Share of the masks that each step decides: 1 - s / t, and all in the last.
+
+    Dream's `diffusion_generate`: time falls from 1 to `eps` in `steps` equal steps, and
+    a step goes from t to s. float32 throughout, as there: rounding decides how many
+    tokens a step takes.
+
+    Returns:
+        [steps] float32.
+    """
+    time = torch.linspace(1, eps, steps + 1)
+    share = 1 - time[1:] / time[:-1]
+    share[-1] = 1.0
+    return share
+
+
 class TimeGrid(SelectingRule):
     """Base of the rules that have a score."""
 

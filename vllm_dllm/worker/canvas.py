@@ -13,6 +13,7 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dllm.decoding.registry import get_rule
+from vllm_dllm.decoding.time_grid import time_grid
 from vllm_dllm.request import NUMERIC_FIELDS, DllmParams
 from vllm_dllm.span import FullAttention, Plan
 
@@ -401,19 +402,3 @@ class Canvas:
     def forget(self, req_id: str) -> None:
         """Drop what was kept for a request that has ended."""
         self._suspended.pop(req_id, None)
-
-
-def time_grid(steps: int, eps: float) -> torch.Tensor:
-    """Share of the masks that each step decides: 1 - s / t, and all in the last.
-
-    Dream's `diffusion_generate`: time falls from 1 to `eps` in `steps` equal steps, and
-    a step goes from t to s. float32 throughout, as there: rounding decides how many
-    tokens a step takes.
-
-    Returns:
-        [steps] float32.
-    """
-    time = torch.linspace(1, eps, steps + 1)
-    share = 1 - time[1:] / time[:-1]
-    share[-1] = 1.0
-    return share
