@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.engines import EngineSpec, OneAtATime, Server
+from tests.engines import CORE, EngineSpec, OneAtATime, Server
 
 REPO = Path(__file__).parents[1]
 EXAMPLES = REPO / "examples"
@@ -159,7 +159,7 @@ def test_offline_batch(running: OneAtATime) -> None:
     out = run_python(
         *("offline_batch.py", "--prompts", EXAMPLES / "questions.txt"),
         *("--rules", "threshold", "sequential"),
-        VLLM_CPU_OMP_THREADS_BIND="0",
+        VLLM_CPU_OMP_THREADS_BIND=str(CORE),
     )
     pattern = r"^(.+) -> (.+?) +\[(\w+): (\d+) tokens, (\d+) forwards\]$"
     rows = re.findall(pattern, out, re.MULTILINE)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines import CORE
 from tests.golden_cases import GOLDEN
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.engine]
@@ -80,7 +81,7 @@ def ask(model: Path, folder: Path, plugins: str | None) -> dict[str, Any]:
     """Answers and inner parts of an engine in a process of its own."""
     script, answers = folder / "ask.py", folder / "answers.json"
     script.write_text(ASK)
-    env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0"}
+    env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": str(CORE)}
     env.pop("VLLM_PLUGINS", None)
     if plugins is not None:
         env["VLLM_PLUGINS"] = plugins
