@@ -231,7 +231,7 @@ def test_help_has_a_group_of_ours(
     for rule in [*RULES, *ALIASES]:
         assert rule in text
     words = " ".join(text.split())
-    for name in DllmConfig.model_fields.keys() - cli.FLAGS.keys():
+    for name in DllmConfig.model_fields.keys() - {*cli.FLAGS}:
         assert name in words, "--dllm-config says what else it may hold"
 
 

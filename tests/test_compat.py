@@ -17,7 +17,7 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_dllm import compat, plugin
 from vllm_dllm.compat import band
-from vllm_dllm.config import DllmConfig, Facts
+from vllm_dllm.config import DllmConfig
 from vllm_dllm.models.registry import FAMILIES
 
 
@@ -183,7 +183,7 @@ def model_config(architecture: str) -> SimpleNamespace:
     config = DllmConfig.build(
         {"block_size": 4, "mask_token_id": 255},
         {"algorithm": "low_confidence"},
-        facts=Facts(**family.facts) if family else None,
+        facts=family.facts if family else None,
     )
     model = SimpleNamespace(
         architectures=[architecture], is_diffusion=True, hf_config=SimpleNamespace()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.request import resolve
+from vllm_dllm.request import wishes_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
@@ -138,5 +138,5 @@ def test_an_explained_message_of_pydantic_is_one_that_is_given() -> None:
     config = DllmConfig.build({"block_size": 8, "mask_token_id": 255})
     assert OF_PYDANTIC in TROUBLE
     with pytest.raises(ValueError) as failure:
-        resolve({"dllm_threshold": 7}, config)
+        wishes_of({"dllm_threshold": 7}, config)
     assert str(failure.value) == OF_PYDANTIC

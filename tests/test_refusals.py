@@ -14,7 +14,7 @@ from vllm.plugins import load_general_plugins
 
 from tests.golden_cases import GOLDEN
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.request import RuleParams
+from vllm_dllm.params import RuleParams
 
 pytestmark = pytest.mark.timeout(120)
 

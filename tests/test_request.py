@@ -6,20 +6,18 @@ import pytest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from vllm_dllm import span
+from vllm_dllm.admission import UNSUPPORTED, check_length, check_sampling_params
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
 from vllm_dllm.models.registry import FAMILIES
+from vllm_dllm.params import FULL_ATTENTION_FIELDS, NUMERIC_FIELDS, DllmParams
 from vllm_dllm.request import (
-    FULL_ATTENTION_FIELDS,
     MAX_CREDIT_BLOCK,
-    NUMERIC_FIELDS,
-    UNSUPPORTED,
-    DllmParams,
-    check_length,
-    check_sampling_params,
-    params_of,
+    Decoding,
+    decoding_of,
     plan_of,
     resolve,
+    wishes_of,
 )
 
 CONFIG = DllmConfig.build(
@@ -40,32 +38,41 @@ def test_a_request_that_says_nothing_gets_the_servers_choices(
     extra_args: dict[str, Any] | None,
 ) -> None:
     """Every client would have to know the settings of the model."""
-    assert resolve(extra_args, CONFIG) == DllmParams(
-        algorithm="threshold", threshold=0.7, steps=4, block_length=8
+    assert resolve(extra_args, CONFIG, 50) == Decoding(
+        algorithm="threshold",
+        block_length=8,
+        parameters={"threshold": 0.7, "steps": 4},
+        max_nfe=None,
+        cache="none",
+        cfg_scale=0.0,
+        logits_eos_inf=False,
+        confidence_eos_eot_inf=False,
+        suffix_token_ids=(),
+        return_trajectory=False,
+        stream_drafts=False,
     )
 
 
 def test_a_requests_own_values_win() -> None:
     """A parameter that is accepted and then ignored is worse than a refusal."""
-    own = {"dllm_threshold": 0.25, "dllm_steps": 2}
-    assert resolve(own, CONFIG) == DllmParams(
-        algorithm="threshold", threshold=0.25, steps=2, block_length=8
-    )
-    assert resolve({"dllm_algorithm": "sequential"}, CONFIG) == DllmParams(
-        algorithm="sequential", threshold=0.7, steps=4, block_length=8
-    )
+    own = {"dllm_threshold": 0.25, "dllm_steps": 2, "dllm_max_nfe": 3}
+    decoding = resolve(own, CONFIG, 50)
+    assert decoding.parameters == {"threshold": 0.25, "steps": 2}
+    assert decoding.max_nfe == 3
+    decoding = resolve({"dllm_algorithm": "sequential"}, CONFIG, 50)
+    assert (decoding.algorithm, decoding.parameters) == ("sequential", {"steps": 4})
 
 
 def test_an_alias_is_replaced_by_the_rules_own_name() -> None:
     """The worker would look for a rule that is in no table."""
     own = {"dllm_algorithm": "low_confidence_dynamic", "dllm_threshold": 0.5}
-    assert resolve(own, CONFIG).algorithm == "threshold"
+    assert wishes_of(own, CONFIG).algorithm == "threshold"
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 0.0, 1.0])
 def test_the_ends_of_a_range_belong_to_it(threshold: float) -> None:
     """0 and 1 are what people try first; as JSON they arrive as integers."""
-    params = resolve({"dllm_threshold": threshold}, CONFIG)
+    params = wishes_of({"dllm_threshold": threshold}, CONFIG)
     assert params.threshold == threshold
     assert isinstance(params.threshold, float)
 
@@ -121,7 +128,7 @@ def test_a_refusal_names_field_value_and_what_is_allowed(
 ) -> None:
     """'Invalid request' leaves the user to guess which of ten fields it was."""
     with pytest.raises(ValueError, match=allowed) as failure:
-        resolve({field: value}, CONFIG)
+        wishes_of({field: value}, CONFIG)
     assert f"{field}={value!r}" in str(failure.value)
 
 
@@ -129,13 +136,13 @@ def test_a_refusal_names_field_value_and_what_is_allowed(
 def test_a_count_has_an_upper_limit(field: str) -> None:
     """A number that fits no tensor raises in the worker, and ends it for everybody."""
     own = {"dllm_algorithm": rule_with(field), f"dllm_{field}": 1_000_000}
-    assert getattr(resolve(own, CONFIG), field) == 1_000_000
+    assert getattr(wishes_of(own, CONFIG), field) == 1_000_000
     for count in (1_000_001, 2**63, 2**64 - 1):
         own[f"dllm_{field}"] = count
         with pytest.raises(
             ValueError, match="less than or equal to 1000000"
         ) as failure:
-            resolve(own, CONFIG)
+            wishes_of(own, CONFIG)
         assert f"dllm_{field}={count!r}" in str(failure.value)
 
 
@@ -143,7 +150,7 @@ def test_a_count_has_an_upper_limit(field: str) -> None:
 def test_an_unknown_field_is_answered_with_all_known_ones(field: str) -> None:
     """A misspelled parameter would be ignored, and its effect blamed on the model."""
     with pytest.raises(ValueError, match=f"unknown field {field}=0.5;") as failure:
-        resolve({field: 0.5}, CONFIG)
+        wishes_of({field: 0.5}, CONFIG)
     for name in DllmParams.model_fields:
         assert f"dllm_{name}" in str(failure.value)
 
@@ -156,11 +163,11 @@ def test_a_field_that_the_rule_does_not_use_is_refused(rule: str, field: str) ->
     own = {"dllm_algorithm": rule, f"dllm_{field}": value}
     used = get_rule(rule).parameters
     if field in used:
-        assert getattr(resolve(own, CONFIG), field) == value
+        assert getattr(wishes_of(own, CONFIG), field) == value
         return
     refused = f"dllm_{field}={value} has no meaning"
     with pytest.raises(ValueError, match=refused) as failure:
-        resolve(own, CONFIG)
+        wishes_of(own, CONFIG)
     named = str(failure.value).partition("which uses ")[2].split(", ")
     assert repr(rule) in str(failure.value)
     assert [name for name in named if name] == sorted(f"dllm_{p}" for p in used)
@@ -170,22 +177,22 @@ def test_an_alias_is_refused_what_its_rule_does_not_use() -> None:
     """A rule under a foreign name would accept anything."""
     own = {"dllm_algorithm": "low_confidence_static", "dllm_threshold": 0.5}
     with pytest.raises(ValueError, match=r"no meaning .*'low_confidence'"):
-        resolve(own, CONFIG)
+        wishes_of(own, CONFIG)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_knows_the_fields_that_are_no_numbers_of_rules(rule: str) -> None:
     """A budget of forwards would be refused for the rule that needs it most."""
     own = {"dllm_max_nfe": 3, "dllm_return_trajectory": 1, "dllm_block_length": 8}
-    params = resolve({"dllm_algorithm": rule, **own}, CONFIG)
+    params = wishes_of({"dllm_algorithm": rule, **own}, CONFIG)
     assert (params.algorithm, params.max_nfe, params.block_length) == (rule, 3, 8)
     assert params.return_trajectory is True
 
 
 def test_nothing_is_limited_or_traced_unless_it_is_asked_for() -> None:
     """Answers would end early, or carry a field that no client expects."""
-    params = resolve(None, CONFIG)
-    assert (params.max_nfe, params.block_length) == (None, 8)
+    params = wishes_of(None, CONFIG)
+    assert (params.max_nfe, params.block_length) == (None, None)
     assert params.return_trajectory is False
     assert (params.cache, params.cfg_scale) == ("none", 0.0)
     assert params.logits_eos_inf is params.confidence_eos_eot_inf is False
@@ -196,7 +203,7 @@ def test_nothing_is_limited_or_traced_unless_it_is_asked_for() -> None:
 )
 def test_a_flag_may_be_a_number(value: Any, meant: bool) -> None:
     """`vllm_xargs` turns a JSON boolean into 0 or 1."""
-    params = resolve({"dllm_return_trajectory": value}, CONFIG)
+    params = wishes_of({"dllm_return_trajectory": value}, CONFIG)
     assert params.return_trajectory is meant
 
 
@@ -204,29 +211,30 @@ def test_a_flag_may_be_a_number(value: Any, meant: bool) -> None:
 def test_a_block_length_of_another_size_is_refused(length: int) -> None:
     """The server's block size is the one that the checkpoint was trained with."""
     with pytest.raises(ValueError, match=f"dllm_block_length={length} .*server, 8"):
-        resolve({"dllm_block_length": length}, CONFIG)
+        wishes_of({"dllm_block_length": length}, CONFIG)
 
 
 @pytest.mark.parametrize(
     ("steps", "max_tokens", "expected"),
-    [(32, 5, 5), (32, 1, 1), (32, 32, 32), (32, 500, 32), (3, 5, 3), (32, None, 32)],
+    [(32, 5, 5), (32, 1, 1), (32, 32, 32), (32, 500, 32), (3, 5, 3)],
 )
 def test_steps_are_no_more_than_the_answer_where_the_authors_cap_them(
-    steps: int, max_tokens: int | None, expected: int
+    steps: int, max_tokens: int, expected: int
 ) -> None:
     """LLaDA2's authors decode 5 tokens in 5 steps; more steps, other tokens."""
     capped = DllmConfig.build(CONFIG.model_dump(), {"steps": 32, "cap_steps": True})
-    own = {"dllm_steps": steps}
-    assert resolve(own, capped, max_tokens=max_tokens).steps == expected
-    assert resolve(own, CONFIG, max_tokens=max_tokens).steps == steps
+    own = {"dllm_algorithm": "sequential", "dllm_steps": steps}
+    assert resolve(own, capped, max_tokens).parameters == {"steps": expected}
+    assert resolve(own, CONFIG, max_tokens).parameters == {"steps": steps}
     if steps == capped.steps:
-        assert resolve(None, capped, max_tokens=max_tokens).steps == expected
+        del own["dllm_steps"]
+        assert resolve(own, capped, max_tokens).parameters == {"steps": expected}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_servers_values_are_no_ground_for_refusal(rule: str) -> None:
     """A server-wide threshold would forbid every rule without one."""
-    assert resolve({"dllm_algorithm": rule}, CONFIG).algorithm == rule
+    assert wishes_of({"dllm_algorithm": rule}, CONFIG).algorithm == rule
 
 
 @pytest.mark.parametrize(
@@ -312,21 +320,21 @@ def with_grammar(**extra_args: Any) -> SamplingParams:
     return SamplingParams(extra_args=extra_args, structured_outputs=grammar)
 
 
-@pytest.mark.parametrize("max_tokens", [None, 3, 50])
+@pytest.mark.parametrize("max_tokens", [3, 50])
 @pytest.mark.parametrize("steps", [None, 2])
 @pytest.mark.parametrize("algorithm", ["joint_threshold", "threshold", "sequential"])
 def test_a_grammar_is_followed_one_token_per_step(
-    algorithm: str, steps: int | None, max_tokens: int | None
+    algorithm: str, steps: int | None, max_tokens: int
 ) -> None:
     """The server's rule decodes in any order, and its steps several tokens at once."""
     for config in (CONFIG, FULL):
         fields = {"algorithm": algorithm, "steps": steps}
         config = config.model_copy(update={**fields, "cap_steps": True})
-        params = params_of(with_grammar(), config, max_tokens)
+        params = decoding_of(with_grammar(), config, max_tokens)
         assert params.algorithm == "sequential"
-        assert params.steps == params.block_length
+        assert params.parameters == {"steps": params.block_length}
         own = with_grammar(dllm_algorithm="sequential")
-        assert params_of(own, config, max_tokens) == params
+        assert decoding_of(own, config, max_tokens) == params
 
 
 @pytest.mark.parametrize(
@@ -400,7 +408,7 @@ def test_steps_are_spread_over_the_blocks_of_the_answer(
     an answer costs many times as much. Without any, a step decodes one token."""
     own = {} if steps is None else {"dllm_steps": steps}
     params = resolve({"dllm_block_length": block, **own}, FULL, max_tokens)
-    assert (params.block_length, params.steps) == (block, per_block)
+    assert (params.block_length, params.parameters["steps"]) == (block, per_block)
 
 
 def test_the_block_is_the_requests_else_the_servers_else_the_whole_answer() -> None:
@@ -410,26 +418,26 @@ def test_the_block_is_the_requests_else_the_servers_else_the_whole_answer() -> N
         assert resolve(None, config, 50).block_length == expected
         assert resolve(own, config, 50).block_length == 8
     params = resolve({"dllm_steps": 10}, WHOLE, 50)
-    assert (params.block_length, params.steps) == (50, 10)
-    assert resolve(None, WHOLE, 50).steps == 50
+    assert (params.block_length, params.parameters["steps"]) == (50, 10)
+    assert resolve(None, WHOLE, 50).parameters["steps"] == 50
 
 
 def test_without_the_length_of_the_answer_a_request_can_be_checked() -> None:
     """vLLM checks parameters before it knows how long an answer may be."""
     for config in (FULL, WHOLE):
-        assert resolve({"dllm_steps": 10}, config).algorithm == config.algorithm
+        assert wishes_of({"dllm_steps": 10}, config).algorithm == config.algorithm
         with pytest.raises(ValueError, match="dllm_steps=0"):
-            resolve({"dllm_steps": 0}, config)
+            wishes_of({"dllm_steps": 0}, config)
         check_sampling_params(SamplingParams(temperature=0.0), config)
 
 
 def test_the_servers_choices_are_defaults_of_requests_with_full_attention() -> None:
     """An operator who chose a cache would serve without one."""
-    fields = {"mask_token_id": 255, "cache": "dual", "steps": 20, "alg_temp": 0.5}
+    fields = {"mask_token_id": 255, "cache": "dual", "steps": 20, "eps": 0.5}
     config = DllmConfig.build(fields, {"algorithm": "origin"}, facts=FACTS)
     params = resolve(None, config, 10)
-    assert (params.cache, params.steps, params.alg_temp) == ("dual", 20, 0.5)
-    assert params.algorithm == "origin"
+    assert (params.cache, params.algorithm) == ("dual", "origin")
+    assert params.parameters == {"steps": 20, "eps": 0.5}
     assert resolve({"dllm_cache": "none"}, config, 10).cache == "none"
 
 
@@ -454,9 +462,10 @@ def test_fields_of_full_attention_are_refused_for_block_causal_models(
     """They would do nothing, and the user would believe that they do."""
     assert field in FULL_ATTENTION_FIELDS
     with pytest.raises(ValueError, match="block-causal model") as failure:
-        resolve({f"dllm_{field}": value}, CONFIG)
+        wishes_of({f"dllm_{field}": value}, CONFIG)
     assert f"dllm_{field}={value!r} has no meaning" in str(failure.value)
-    assert getattr(resolve({f"dllm_{field}": value}, FULL, 10), field) == value
+    settled = getattr(resolve({f"dllm_{field}": value}, FULL, 10), field)
+    assert settled == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_no_field_of_full_attention_is_missing_above() -> None:
@@ -512,7 +521,7 @@ def test_limits_of_fields_of_full_attention(
     """A number that fits no tensor raises in the worker, and ends it for everybody."""
     rule = rule_with(field.removeprefix("dllm_"))
     with pytest.raises(ValueError, match=allowed) as failure:
-        resolve({"dllm_algorithm": rule, field: value}, FULL, 10)
+        wishes_of({"dllm_algorithm": rule, field: value}, FULL)
     assert f"{field}={value!r}" in str(failure.value)
 
 
@@ -530,13 +539,12 @@ def test_limits_of_fields_of_full_attention(
 def test_a_suffix_is_made_of_the_models_tokens(token: Any, allowed: str) -> None:
     """Any other one has no embedding, and ends the worker for everybody."""
     config = FULL.with_facts(FACTS.model_copy(update={"vocab_size": 100}))
-    for max_tokens in (None, 10):
-        own = {"dllm_suffix_token_ids": [5, 99]}
-        assert resolve(own, config, max_tokens).suffix_token_ids == [5, 99]
-        with pytest.raises(ValueError, match=allowed) as failure:
-            resolve({"dllm_suffix_token_ids": [5, token]}, config, max_tokens)
-        assert "dllm_suffix_token_ids" in str(failure.value)
-        assert str(token) in str(failure.value)
+    own = {"dllm_suffix_token_ids": [5, 99]}
+    assert resolve(own, config, 10).suffix_token_ids == (5, 99)
+    with pytest.raises(ValueError, match=allowed) as failure:
+        wishes_of({"dllm_suffix_token_ids": [5, token]}, config)
+    assert "dllm_suffix_token_ids" in str(failure.value)
+    assert str(token) in str(failure.value)
 
 
 @pytest.mark.parametrize("field", ["logits_eos_inf", "confidence_eos_eot_inf"])
@@ -547,19 +555,16 @@ def test_flags_of_full_attention_may_be_numbers(
     field: str, value: Any, meant: bool
 ) -> None:
     """`vllm_xargs` turns a JSON boolean into 0 or 1."""
-    assert getattr(resolve({f"dllm_{field}": value}, FULL), field) is meant
+    assert getattr(resolve({f"dllm_{field}": value}, FULL, 10), field) is meant
 
 
 @pytest.mark.parametrize("field", ["logits_eos_inf", "confidence_eos_eot_inf"])
 def test_a_wish_about_an_end_that_nobody_knows_is_refused(field: str) -> None:
     """It would be granted in words alone."""
     config = FULL.with_facts(FACTS.model_copy(update={"eos_token_id": None}))
-    for max_tokens in (None, 10):
-        with pytest.raises(ValueError, match=f"dllm_{field}=True.*eos_token_id"):
-            resolve({f"dllm_{field}": True}, config, max_tokens)
-        assert (
-            getattr(resolve({f"dllm_{field}": 0}, config, max_tokens), field) is False
-        )
+    with pytest.raises(ValueError, match=f"dllm_{field}=True.*eos_token_id"):
+        wishes_of({f"dllm_{field}": True}, config)
+    assert getattr(wishes_of({f"dllm_{field}": 0}, config), field) is False
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -570,7 +575,7 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
     """`threshold` is `>` for LLaDA2 and SDAR, `>=` for Fast-dLLM; `entropy` is one of
     Dream's own rules in Dream's scripts."""
     family = FAMILIES[architecture]
-    facts = Facts(**family.facts)
+    facts = family.facts
     base = {"mask_token_id": 255, "block_size": 32}
     config = DllmConfig.build(base, facts=facts)
     meant = ALIASES.get(rule, rule)
@@ -584,12 +589,12 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
 def test_a_rule_that_a_family_calls_otherwise_has_its_own_fields() -> None:
     """Those of the rule of that name would be accepted, and not read."""
     own = {"dllm_algorithm": "threshold", "dllm_threshold": 0.5}
-    assert resolve(own, FULL, 64).threshold == 0.5
+    assert resolve(own, FULL, 64).parameters == {"threshold": 0.5}
     with pytest.raises(ValueError, match=r"dllm_steps=4 .*'threshold', which uses"):
         resolve({**own, "dllm_steps": 4}, FULL, 64)
     facts = FACTS.model_copy(update={"rule_names": {"entropy": "neg_entropy"}})
     own = {"dllm_algorithm": "entropy", "dllm_alg_temp": 0.5, "dllm_eps": 0.1}
-    assert resolve(own, FULL.with_facts(facts), 64).alg_temp == 0.5
+    assert resolve(own, FULL.with_facts(facts), 64).parameters["alg_temp"] == 0.5
     with pytest.raises(ValueError, match=r"dllm_alg_temp=0.5 .*'entropy'"):
         resolve(own, FULL, 64)
 

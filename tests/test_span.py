@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.decodings import decoding
 from vllm_dllm import span
-from vllm_dllm.request import DllmParams
 from vllm_dllm.span import (
     UNBOUNDED,
     BlockCausal,
@@ -191,7 +191,7 @@ class Worker:
         self.canvas = Canvas(3, 2, 99, cpu, full_attention=full)
         guided = isinstance(plan, FullAttention) and plan.twin
         suffix = plan.suffix if isinstance(plan, FullAttention) else 0
-        params = DllmParams(
+        params = decoding(
             steps=steps,
             cfg_scale=1.0 if guided else 0.0,
             suffix_token_ids=[*range(suffix)],

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from vllm_dllm.cli import FLAGS  # noqa: E402
 from vllm_dllm.config import DllmConfig  # noqa: E402
 from vllm_dllm.decoding.registry import RULES, get_rule  # noqa: E402
-from vllm_dllm.request import (  # noqa: E402
+from vllm_dllm.params import (  # noqa: E402
     FULL_ATTENTION_FIELDS,
     PREFIX,
     DllmParams,
@@ -33,7 +33,7 @@ def server_rows() -> list[list[str]]:
     """The choices of a server that are not only defaults of its requests."""
     rows = [["field", "flag", "type and range", "default", "meaning"]]
     properties = properties_of(DllmConfig)
-    parameters_alone = RuleParams.model_fields.keys() - FLAGS.keys()
+    parameters_alone = RuleParams.model_fields.keys() - {*FLAGS}
     for name, schema in properties.items():
         if name in parameters_alone:
             continue

@@ -7,26 +7,17 @@ dotted options last and would overwrite it without a word.
 import argparse
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from vllm_dllm.config import KEY, DllmConfig, given
 from vllm_dllm.decoding.registry import ALIASES, RULES
-from vllm_dllm.request import CachePolicy
+from vllm_dllm.params import choices_of, kind_of
 
-FLAGS: dict[str, type] = {
-    "block_size": int,
-    "algorithm": str,
-    "threshold": float,
-    "steps": int,
-    "cache": str,
-}
+FLAGS = ("block_size", "algorithm", "threshold", "steps", "cache")
 """Fields of `DllmConfig` that have a flag of their own."""
-CHOICES: dict[str, list[str]] = {
-    "algorithm": [*RULES, *ALIASES],
-    "cache": list(get_args(CachePolicy)),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,26 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Diffusion language models (vllm-dllm). "
         "Defaults come from the checkpoint.",
     )
-    for name, kind in FLAGS.items():
+    for name in FLAGS:
+        field = DllmConfig.model_fields[name]
         group.add_argument(
             f"--dllm-{name.replace('_', '-')}",
-            type=kind,
-            choices=CHOICES.get(name),
-            help=_help(name),
+            type=kind_of(field),
+            choices=[*RULES, *ALIASES] if name == "algorithm" else choices_of(field),
+            help=_help(field),
         )
     group.add_argument(
         "--dllm-config",
         type=parse_config,
         metavar="JSON_OR_YAML_FILE",
         help="All of the above and "
-        + ", ".join(sorted(DllmConfig.model_fields.keys() - FLAGS.keys()))
+        + ", ".join(sorted(DllmConfig.model_fields.keys() - {*FLAGS}))
         + " as a JSON object, or the path of a YAML file. The other flags win over it.",
     )
 
 
-def _help(name: str) -> str:
-    docs = DllmConfig.model_fields[name].description or ""
-    return " ".join(docs.split()).replace("%", "%%")
+def _help(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("%", "%%")
 
 
 def parse_config(text: str) -> dict[str, Any]:

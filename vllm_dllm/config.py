@@ -6,11 +6,13 @@ config.json, `additional_config["dllm"]` (which `--dllm-config` and the other
 which reaches every process inside `VllmConfig`.
 """
 
+import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from vllm_dllm.request import CachePolicy, RuleParams, describe
+from vllm_dllm.params import CachePolicy, RuleParams, describe
 from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
@@ -119,13 +121,19 @@ class DllmConfig(RuleParams):
     def attach(self, model_config: "ModelConfig") -> None:
         """Make `of(model_config)` return this config, in every process."""
         fields = {"choices": self.model_dump(), "facts": self.facts.model_dump()}
-        setattr(model_config.hf_config, KEY, fields)
+        setattr(model_config.hf_config, KEY, json.dumps(fields))
 
     @classmethod
     def of(cls, model_config: "ModelConfig") -> "DllmConfig":
         """The resolved config of a running engine."""
-        fields = getattr(model_config.hf_config, KEY)
-        return cls(**fields["choices"]).with_facts(Facts(**fields["facts"]))
+        return _read(getattr(model_config.hf_config, KEY))
+
+
+@lru_cache(maxsize=8)
+def _read(text: str) -> DllmConfig:
+    """What `DllmConfig.attach` wrote. Asked for at every request, so it is kept."""
+    fields = json.loads(text)
+    return DllmConfig(**fields["choices"]).with_facts(Facts(**fields["facts"]))
 
 
 def given(additional_config: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.report import Draft, ForwardCount, StepReport, StepStats, client_params
-from vllm_dllm.request import params_of, plan_of
+from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.span import Plan, Span
 
 
@@ -58,11 +58,11 @@ class BlockDiffusionScheduler(Scheduler):
             request.max_tokens, self.max_request_len - request.num_prompt_tokens
         )
         assert request.sampling_params is not None
-        params = params_of(request.sampling_params, self.config, request.max_tokens)
+        decoding = decoding_of(request.sampling_params, self.config, request.max_tokens)
         plan = plan_of(
-            params, self.config, request.num_prompt_tokens, request.max_tokens
+            decoding, self.config, request.num_prompt_tokens, request.max_tokens
         )
-        progress = self.progress[request] = Progress(plan, params.max_nfe)
+        progress = self.progress[request] = Progress(plan, decoding.max_nfe)
         super().add_request(request)
         request.spec_decode_metrics = progress.forwards
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.decoding.canvas_steps import uniform_row, written
 from vllm_dllm.decoding.registry import ALIASES, RULES, canonical_name, get_rule
-from vllm_dllm.request import DllmParams
+from vllm_dllm.params import DllmParams
 
 
 @pytest.mark.parametrize("name", RULES)

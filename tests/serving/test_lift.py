@@ -19,7 +19,7 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_dllm import plugin
 from vllm_dllm.config import DllmConfig, Facts
-from vllm_dllm.request import DllmParams
+from vllm_dllm.params import DllmParams
 from vllm_dllm.serving.lift import NAMES, lift
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.engines import EngineSpec, OneAtATime, Server
 from vllm_dllm.decoding.registry import RULES, get_rule
-from vllm_dllm.request import DllmParams
+from vllm_dllm.params import DllmParams
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = api.expect

@@ -1,14 +1,16 @@
 """The block of every slot: what a step reads, what is stored, and whose it is."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.decodings import decoding
 from vllm_dllm.decoding.registry import RULES, get_rule
 from vllm_dllm.decoding.time_grid import time_grid
-from vllm_dllm.request import MAX_CREDIT_BLOCK, DllmParams
+from vllm_dllm.request import MAX_CREDIT_BLOCK
 from vllm_dllm.span import UNBOUNDED, BlockCausal, FullAttention, Grid, Plan
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
 
@@ -27,10 +29,9 @@ def add(
     slot: int,
     rule: str = "threshold",
     plan: Plan = BLOCK_CAUSAL,
-    **fields: object,
+    **fields: Any,
 ) -> None:
-    params = DllmParams(**{"algorithm": rule, "steps": 4, **fields})
-    canvas.add_request(name, slot, params, plan, max_len=50)
+    canvas.add_request(name, slot, decoding(rule, **fields), plan, max_len=50)
 
 
 def full(

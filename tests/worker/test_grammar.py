@@ -7,7 +7,7 @@ import pytest
 import torch
 from vllm.v1.core.sched.output import GrammarOutput
 
-from vllm_dllm.request import DllmParams
+from tests.decodings import decoding
 from vllm_dllm.span import UNBOUNDED, BlockCausal, Grid
 from vllm_dllm.worker.canvas import Canvas
 from vllm_dllm.worker.grammar import exclude_ungrammatical
@@ -38,7 +38,7 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     active = torch.tensor([rng.random() < 0.7 for _ in slots])
     plan = BlockCausal(Grid(0, BLOCK, UNBOUNDED))
     for slot in slots:
-        params = DllmParams(algorithm="sequential", block_length=BLOCK, steps=BLOCK)
+        params = decoding("sequential", block_length=BLOCK, steps=BLOCK)
         canvas.add_request(f"r{slot}", int(slot), params, plan, max_len=99)
     batch = canvas.gather(torch.from_numpy(slots), slots, known, active)
     num_drafts = np.where(active.numpy(), BLOCK - known.numpy() % BLOCK, 0)

@@ -8,14 +8,14 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.outputs import LogprobsTensors
 
-from vllm_dllm.request import DllmParams
+from tests.decodings import decoding
 from vllm_dllm.span import UNBOUNDED, BlockCausal, FullAttention, Grid, Plan
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
 from vllm_dllm.worker.logprobs import Logprobs
 
 SLOTS, BLOCK, VOCAB, MASK = 4, 4, 12, 11
 CPU = torch.device("cpu")
-PARAMS = DllmParams(algorithm="joint_threshold", steps=4)
+PARAMS = decoding("joint_threshold")
 BLOCK_CAUSAL = BlockCausal(Grid(0, BLOCK, UNBOUNDED))
 
 

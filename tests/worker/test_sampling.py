@@ -7,9 +7,9 @@ import pytest
 import torch
 from vllm.sampling_params import SamplingParams
 
+from tests.decodings import decoding
 from vllm_dllm.config import Facts
 from vllm_dllm.ops.candidate import Candidates
-from vllm_dllm.request import DllmParams
 from vllm_dllm.span import FullAttention, Grid
 from vllm_dllm.worker import sampling as module
 from vllm_dllm.worker.canvas import Canvas, CanvasBatch
@@ -32,7 +32,7 @@ class Desk:
 
     def add(self, slot: int, dllm: dict[str, Any] | None = None, **fields: Any) -> None:
         plan = FullAttention(Grid(START, self.block, START + self.block), "none")
-        params = DllmParams(steps=4, **(dllm or {}))
+        params = decoding(**(dllm or {}))
         self.canvas.add_request(str(slot), slot, params, plan, max_len=99)
         asked = SamplingParams(seed=slot, max_tokens=99, **fields)
         self.sampling.add_request(str(slot), slot, asked, START, params)

@@ -60,7 +60,7 @@ def raise_token_budget() -> None:
             *rest: Any,
         ) -> None:
             family = FAMILIES.get(model_config.architecture)
-            if family is None or not family.facts.get("full_attention"):
+            if family is None or not family.facts.full_attention:
                 return function(self, usage_context, model_config, *rest)
             chunked, self.enable_chunked_prefill = self.enable_chunked_prefill, False
             try:

@@ -20,13 +20,13 @@ def register_configs() -> None:
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-    from vllm_dllm.models import configs, hooks
+    from vllm_dllm.models import configs, engine
     from vllm_dllm.models.registry import FAMILIES
 
     for architecture, family in FAMILIES.items():
         config_class = getattr(configs, family.config)
         _CONFIG_REGISTRY[config_class.model_type] = config_class
-        MODELS_CONFIG_MAP[architecture] = hooks.BlockDiffusionConfig
+        MODELS_CONFIG_MAP[architecture] = engine.BlockDiffusionConfig
 
 
 def open_v2_gate() -> None:

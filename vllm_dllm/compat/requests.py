@@ -20,8 +20,8 @@ def replace_request_validation() -> None:
     """
     from vllm.sampling_params import SamplingParams
 
+    from vllm_dllm.admission import check_sampling_params
     from vllm_dllm.config import DllmConfig
-    from vllm_dllm.request import check_sampling_params
 
     def wrapper(function: Callable[..., None]) -> Callable[..., None]:
         def validate(self: "SamplingParams", model_config: "ModelConfig") -> None:
@@ -107,8 +107,8 @@ def check_request_lengths() -> None:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
+    from vllm_dllm.admission import check_length
     from vllm_dllm.config import DllmConfig
-    from vllm_dllm.request import check_length
 
     def remember(function: Callable[..., int]) -> Callable[..., int]:
         def get_max_tokens(
@@ -166,9 +166,9 @@ def lift_request_fields() -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.tokenizers.registry import cached_tokenizer_from_config
 
+    from vllm_dllm.admission import check_length
     from vllm_dllm.config import DllmConfig
     from vllm_dllm.models.registry import FAMILIES
-    from vllm_dllm.request import check_length
     from vllm_dllm.serving.lift import lift
 
     def mark(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

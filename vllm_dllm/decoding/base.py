@@ -94,7 +94,7 @@ class DecodingRule(Protocol):
     """Chooses the positions that take their candidate tokens."""
 
     parameters: ClassVar[frozenset[str]]
-    """The fields of `DllmParams` that change what this rule does."""
+    """The fields of `RuleParams` that change what this rule does."""
     needs: ClassVar[frozenset[str]]
     """Which of "entropy", "margin", "noise", "time" it reads."""
     revises: ClassVar[bool]

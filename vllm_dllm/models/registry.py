@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_dllm.config import Facts
+
 
 @dataclass(frozen=True)
 class Family:
@@ -14,8 +16,8 @@ class Family:
     """Name of the HF config class in `models/configs.py`."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Fields of `DllmConfig` for checkpoints that do not say."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Fields of `Facts`."""
+    facts: Facts = field(default_factory=Facts)
+    """Those of the architecture; `models/sources.py` adds those of an engine."""
     mask_tokens: tuple[str, ...] = ()
     """Spellings of the mask token, to look up its id in the tokenizer."""
     stop_tokens: tuple[str, ...] = ()
@@ -30,16 +32,16 @@ _LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
 _SDAR = {"block_size": 4, "threshold": 0.85}
 _LLADA = {"block_size": 32, "algorithm": "low_confidence"}
 _DREAM = {"algorithm": "neg_entropy"}
-_LLADA_FACTS = {
-    "full_attention": True,
-    "clean_confidence": True,
-    "rule_names": {"threshold": "confidence_threshold"},
-}
-_DREAM_FACTS = {
-    "full_attention": True,
-    "shifted_logits": True,
-    "rule_names": {"threshold": "confidence_threshold", "entropy": "neg_entropy"},
-}
+_LLADA_FACTS = Facts(
+    full_attention=True,
+    clean_confidence=True,
+    rule_names={"threshold": "confidence_threshold"},
+)
+_DREAM_FACTS = Facts(
+    full_attention=True,
+    shifted_logits=True,
+    rule_names={"threshold": "confidence_threshold", "entropy": "neg_entropy"},
+)
 _GREEDY = {"temperature": 0.0}
 _LLADA_GENERATION = {"temperature": 0.0, "max_tokens": 128}
 _LLADA_MOE = Family(

@@ -1,14 +1,14 @@
 """Decoding parameters in the body of a request: our names, and other servers'.
 
 Only names are dealt with here, and what a request asks for in other words than by a
-parameter of ours. Types and limits are checked by `request.resolve`.
+parameter of ours. Types and limits are checked by `request.wishes_of`.
 """
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.decoding.registry import ALIASES, get_rule
-from vllm_dllm.request import PREFIX
+from vllm_dllm.params import PREFIX
 
 if TYPE_CHECKING:
     from vllm_dllm.config import DllmConfig

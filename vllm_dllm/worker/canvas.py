@@ -14,7 +14,8 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.decoding.time_grid import time_grid
-from vllm_dllm.request import NUMERIC_FIELDS, DllmParams
+from vllm_dllm.params import NUMERIC_FIELDS
+from vllm_dllm.request import Decoding
 from vllm_dllm.span import FullAttention, Plan
 
 
@@ -185,12 +186,12 @@ class Canvas:
         return self.tokens.shape[1]
 
     def add_request(
-        self, req_id: str, slot: int, params: DllmParams, plan: Plan, max_len: int
+        self, req_id: str, slot: int, params: Decoding, plan: Plan, max_len: int
     ) -> None:
         """Start the request's first block, or go on where it was preempted."""
         rule, grid = get_rule(params.algorithm), plan.grid
-        for name in rule.parameters:
-            self.params[name][slot] = getattr(params, name)
+        for name, value in params.parameters.items():
+            self.params[name][slot] = value
         self.origin[slot], self.block[slot], self.end[slot] = grid
         self.block_np[slot] = grid.block
         if isinstance(plan, FullAttention):
@@ -214,8 +215,8 @@ class Canvas:
             self._remember(grid.block)
         self.time.pop(slot, None)
         if "time" in rule.needs:
-            assert params.steps is not None
-            share = time_grid(params.steps, params.eps)
+            steps, eps = params.parameters["steps"], params.parameters["eps"]
+            share = time_grid(int(steps), eps)
             self.time[slot] = share.to(self.step.device)
         saved = self._suspended.pop(req_id, None)
         self.tokens[slot] = self.mask_token_id
@@ -240,7 +241,7 @@ class Canvas:
             self.tokens = pad(self.tokens, (0, missing), value=self.mask_token_id)
             self.decided_at = pad(self.decided_at, (0, missing))
 
-    def _append(self, slot: int, suffix: list[int]) -> None:
+    def _append(self, slot: int, suffix: tuple[int, ...]) -> None:
         """Put `suffix` behind the canvas."""
         missing = len(suffix) - self.suffix.shape[1]
         if missing > 0:

@@ -65,7 +65,7 @@ class DenoisingModelState(ModelState):
         assert params is not None
         req_id, prompt_len = new_req_data.req_id, new_req_data.prompt_len
         max_tokens = min(params.max_tokens, self.max_model_len - prompt_len)
-        dllm = request.params_of(params, self.config, max_tokens)
+        dllm = request.decoding_of(params, self.config, max_tokens)
         plan = request.plan_of(dllm, self.config, prompt_len, max_tokens)
         self.canvas.add_request(
             req_id, req_index, dllm, plan, max_len=prompt_len + max_tokens

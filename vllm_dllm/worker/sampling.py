@@ -10,7 +10,7 @@ from vllm_dllm.config import Facts
 from vllm_dllm.ops.candidate import TILE, Candidates, candidates, entropy, margin
 from vllm_dllm.ops.noise import uniform
 from vllm_dllm.ops.sample import SamplingFilters, sample
-from vllm_dllm.request import DllmParams
+from vllm_dllm.request import Decoding
 from vllm_dllm.worker.canvas import CanvasBatch
 from vllm_dllm.worker.logits import LogitsRules
 
@@ -52,7 +52,7 @@ class Sampling:
         slot: int,
         params: SamplingParams,
         prompt_len: int,
-        dllm: DllmParams,
+        dllm: Decoding,
     ) -> None:
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k if params.top_k > 0 else self.vocab

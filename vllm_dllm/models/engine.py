@@ -5,7 +5,7 @@ vLLM calls these for a model whose architecture is in its config-hook table
 config. Everything that cannot work is refused here, with one clear message.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.config.compilation import CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
@@ -13,9 +13,14 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_dllm import span
-from vllm_dllm.config import KEY, DllmConfig, Facts, given
-from vllm_dllm.models.registry import FAMILIES, Family
+from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.models.capacity import forward_whole_blocks, forward_whole_requests
+from vllm_dllm.models.sources import (
+    checkpoint_fields,
+    engine_facts,
+    family_of,
+    user_fields,
+)
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -51,7 +56,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
             family.defaults,
             checkpoint_fields(model_config),
             user_fields(vllm_config),
-            facts=Facts(**family.facts),
+            facts=family.facts,
         )
         vocab_size = model_config.get_vocab_size()
         if config.mask_token_id >= vocab_size:
@@ -79,148 +84,9 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         logger.info("Diffusion language model: %s", config)
 
 
-def family_of(model_config: "ModelConfig") -> Family:
-    return FAMILIES[model_config.architecture]
-
-
 def canvas_length(block_size: int | None) -> int:
     """The canvas that vLLM is told of: a block."""
     return block_size or WHOLE_ANSWER_CANVAS
-
-
-def user_fields(vllm_config: "VllmConfig") -> dict[str, Any]:
-    """What the user set under our key, and vLLM's own name for the block size."""
-    fields = given(vllm_config.additional_config)
-    if vllm_config.diffusion_config is not None:
-        fields.setdefault("block_size", vllm_config.diffusion_config.canvas_length)
-    return fields
-
-
-def checkpoint_fields(model_config: "ModelConfig") -> dict[str, Any]:
-    """Fields of `DllmConfig` that the checkpoint itself states."""
-    hf_config = model_config.hf_config
-    mask_token_id = getattr(hf_config, "mask_token_id", None)
-    if mask_token_id is None:
-        mask_token_id = find_mask_token(model_config)
-    return {
-        "block_size": getattr(hf_config, "block_size", None),
-        "mask_token_id": mask_token_id,
-    }
-
-
-def find_mask_token(model_config: "ModelConfig") -> int | None:
-    """The id of the family's mask token in the checkpoint's tokenizer, if any."""
-    found = find_tokens(model_config, family_of(model_config).mask_tokens)
-    return next((token for token in found if token is not None), None)
-
-
-def find_tokens(
-    model_config: "ModelConfig", spellings: tuple[str, ...]
-) -> list[int | None]:
-    """The id of each spelling in the checkpoint's tokenizer, or None."""
-    from vllm.tokenizers import cached_tokenizer_from_config
-
-    if model_config.skip_tokenizer_init or not spellings:
-        return [None] * len(spellings)
-    vocab = cached_tokenizer_from_config(model_config).get_vocab()
-    return [vocab.get(spelling) for spelling in spellings]
-
-
-def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
-    """The facts of the architecture, and those of this engine."""
-    model_config = vllm_config.model_config
-    stops = find_tokens(model_config, family_of(model_config).stop_tokens)
-    eos = model_config.hf_config.eos_token_id
-    return config.facts.model_copy(
-        update={
-            "eos_token_id": eos[0] if isinstance(eos, list) else eos,
-            "eot_token_id": stops[-1] if stops else None,
-            "stop_token_ids": [token for token in stops if token is not None],
-            "max_model_len": model_config.max_model_len,
-            "max_num_batched_tokens": (
-                vllm_config.scheduler_config.max_num_batched_tokens
-            ),
-            "page_size": vllm_config.cache_config.block_size,
-            "vocab_size": model_config.get_vocab_size(),
-        }
-    )
-
-
-def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
-    """What block-causal attention asks of the engine."""
-    if config.cache != "none":
-        raise ValueError(
-            f"{KEY}.cache={config.cache!r} has no meaning for a block-causal model, "
-            "whose KV cache is exact; leave it out"
-        )
-    set_page_size(vllm_config, config.block)
-    set_token_budget(vllm_config, config.block)
-    cover_last_block(vllm_config, config.block)
-
-
-def forward_whole_requests(vllm_config: "VllmConfig") -> None:
-    """What full attention asks of the engine.
-
-    KV depends on what follows, so no two requests can share it, and a step forwards a
-    request whole or not at all.
-    """
-    threshold = vllm_config.scheduler_config.long_prefill_token_threshold
-    if threshold > 0:
-        raise ValueError(
-            f"long_prefill_token_threshold={threshold} is not supported for models "
-            "with full attention, whose prompts cannot be forwarded in parts; leave it "
-            "out"
-        )
-    logger.info(
-        "Prefix caching is off: with full attention the keys of a prompt depend on the "
-        "answer that follows it."
-    )
-    vllm_config.cache_config.enable_prefix_caching = False
-    set_page_size(vllm_config, block=1)
-
-
-def set_page_size(vllm_config: "VllmConfig", block: int) -> None:
-    """Choose a KV page that holds whole blocks, or refuse the user's."""
-    cache_config = vllm_config.cache_config
-    if cache_config.user_specified_block_size:
-        if cache_config.block_size % block:
-            raise ValueError(
-                f"--block-size {cache_config.block_size} (the KV page) is not a "
-                f"multiple of the diffusion block size {block}; use "
-                f"{span.round_up(cache_config.block_size, block)} or leave it out"
-            )
-        return
-    # Small pages share prefixes at a fine grain; 32 is the smallest for which the CPU
-    # kernels are vectorised, 16 the unit of the CUDA backends.
-    granularity = 32 if current_platform.is_cpu() else 16
-    cache_config.block_size = span.page_size(block, granularity)
-    # The platforms replace a page size that was not asked for by their default.
-    cache_config.user_specified_block_size = True
-
-
-def set_token_budget(vllm_config: "VllmConfig", block: int) -> None:
-    """A step must have room for the longest span of a decoding request."""
-    scheduler_config = vllm_config.scheduler_config
-    longest = 2 * block  # a finished block and the next canvas
-    for field in ("max_num_batched_tokens", "long_prefill_token_threshold"):
-        value = getattr(scheduler_config, field)
-        if 0 < value < longest:
-            raise ValueError(
-                f"{field}={value} is less than {longest}, twice the diffusion block "
-                f"size {block}"
-            )
-
-
-def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
-    """Give rotary tables a row for every position of the last block.
-
-    A canvas ends on a block border, which may lie past `max_model_len`; what is past it
-    is forwarded, as the authors' code does, and never emitted.
-    """
-    hf_config = vllm_config.model_config.hf_config
-    hf_config.max_position_embeddings = span.round_up(
-        hf_config.max_position_embeddings, block
-    )
 
 
 def captures_any_batch(vllm_config: "VllmConfig") -> bool:

@@ -1,0 +1,79 @@
+"""What is asked of a request before the engine gets it; a refusal is a 400."""
+
+from typing import TYPE_CHECKING
+
+from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.request import decoding_of, plan_of, wishes_of
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+
+    from vllm_dllm.config import DllmConfig
+
+UNSUPPORTED: dict[str, str] = {
+    "prompt_logprobs": (
+        "not supported: a token of the prompt is seen by its neighbours on both sides, "
+        "so the model predicts none of them"
+    ),
+    "prompt_logprob_token_ids": "not supported, as prompt_logprobs are not",
+    "thinking_token_budget": "not supported for diffusion language models",
+    "logprob_token_ids": "not supported; ask for logprobs",
+}
+"""Fields of `SamplingParams` that no value of can be honoured, and why."""
+
+
+def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> None:
+    """Accept a request or say why not.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    wishes_of(params.extra_args, config, params.structured_outputs is not None)
+    for key in params.extra_args or {}:
+        if key.startswith("diffusion_"):
+            raise ValueError(
+                f"{key} is a field of other diffusion models; this model knows "
+                f"{', '.join(PREFIX + name for name in DllmParams.model_fields)}"
+            )
+    for field, reason in UNSUPPORTED.items():
+        if getattr(params, field) is not None:
+            raise ValueError(f"{field}={getattr(params, field)!r}: {reason}")
+    if set(params.allowed_token_ids or ()) == {config.mask_token_id}:
+        raise ValueError(
+            f"allowed_token_ids={params.allowed_token_ids!r} allows no token but the "
+            "mask, which is never chosen"
+        )
+
+
+def check_length(
+    sampling_params: "SamplingParams", config: "DllmConfig", prompt_len: int
+) -> None:
+    """Refuse a request whose refresh does not fit one forward, or the pages of one.
+
+    Raises:
+        ValueError: naming the numbers.
+    """
+    if not config.facts.full_attention:
+        return
+    max_tokens = sampling_params.max_tokens
+    assert max_tokens is not None
+    decoding = decoding_of(sampling_params, config, max_tokens)
+    plan = plan_of(decoding, config, prompt_len, max_tokens)
+    longest = plan.span(0, prompt_len, None)
+    limits = {
+        "max_num_batched_tokens": config.facts.max_num_batched_tokens,
+        "max_model_len": config.facts.max_model_len,
+    }
+    for name, limit in limits.items():
+        if longest.length > limit:
+            suffix = f" and the suffix ({len(decoding.suffix_token_ids)} tokens)"
+            twice = f", twice with {PREFIX}cfg_scale={decoding.cfg_scale}"
+            raise ValueError(
+                f"the prompt ({prompt_len} tokens) and the canvas "
+                f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
+                f"blocks of {decoding.block_length})"
+                f"{suffix if decoding.suffix_token_ids else ''}"
+                f"{twice if longest.twin else ''} "
+                f"are {longest.length} tokens, which one forward must hold; allowed: "
+                f"{limit} ({name}). Ask for a smaller max_tokens."
+            )

@@ -1,0 +1,91 @@
+"""Pages and budgets: what the engine is told so that every span has room."""
+
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+
+from vllm_dllm import span
+from vllm_dllm.config import KEY, DllmConfig
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = init_logger("vllm.dllm")  # in vLLM's tree, or nobody sees it
+
+
+def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
+    """What block-causal attention asks of the engine."""
+    if config.cache != "none":
+        raise ValueError(
+            f"{KEY}.cache={config.cache!r} has no meaning for a block-causal model, "
+            "whose KV cache is exact; leave it out"
+        )
+    set_page_size(vllm_config, config.block)
+    set_token_budget(vllm_config, config.block)
+    cover_last_block(vllm_config, config.block)
+
+
+def forward_whole_requests(vllm_config: "VllmConfig") -> None:
+    """What full attention asks of the engine.
+
+    KV depends on what follows, so no two requests can share it, and a step forwards a
+    request whole or not at all.
+    """
+    threshold = vllm_config.scheduler_config.long_prefill_token_threshold
+    if threshold > 0:
+        raise ValueError(
+            f"long_prefill_token_threshold={threshold} is not supported for models "
+            "with full attention, whose prompts cannot be forwarded in parts; leave it "
+            "out"
+        )
+    logger.info(
+        "Prefix caching is off: with full attention the keys of a prompt depend on the "
+        "answer that follows it."
+    )
+    vllm_config.cache_config.enable_prefix_caching = False
+    set_page_size(vllm_config, block=1)
+
+
+def set_page_size(vllm_config: "VllmConfig", block: int) -> None:
+    """Choose a KV page that holds whole blocks, or refuse the user's."""
+    cache_config = vllm_config.cache_config
+    if cache_config.user_specified_block_size:
+        if cache_config.block_size % block:
+            raise ValueError(
+                f"--block-size {cache_config.block_size} (the KV page) is not a "
+                f"multiple of the diffusion block size {block}; use "
+                f"{span.round_up(cache_config.block_size, block)} or leave it out"
+            )
+        return
+    # Small pages share prefixes at a fine grain; 32 is the smallest for which the CPU
+    # kernels are vectorised, 16 the unit of the CUDA backends.
+    granularity = 32 if current_platform.is_cpu() else 16
+    cache_config.block_size = span.page_size(block, granularity)
+    # The platforms replace a page size that was not asked for by their default.
+    cache_config.user_specified_block_size = True
+
+
+def set_token_budget(vllm_config: "VllmConfig", block: int) -> None:
+    """A step must have room for the longest span of a decoding request."""
+    scheduler_config = vllm_config.scheduler_config
+    longest = 2 * block  # a finished block and the next canvas
+    for field in ("max_num_batched_tokens", "long_prefill_token_threshold"):
+        value = getattr(scheduler_config, field)
+        if 0 < value < longest:
+            raise ValueError(
+                f"{field}={value} is less than {longest}, twice the diffusion block "
+                f"size {block}"
+            )
+
+
+def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
+    """Give rotary tables a row for every position of the last block.
+
+    A canvas ends on a block border, which may lie past `max_model_len`; what is past it
+    is forwarded, as the authors' code does, and never emitted.
+    """
+    hf_config = vllm_config.model_config.hf_config
+    hf_config.max_position_embeddings = span.round_up(
+        hf_config.max_position_embeddings, block
+    )

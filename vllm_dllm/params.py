@@ -1,0 +1,152 @@
+"""The parameters of decoding: names, types, limits, defaults and meanings.
+
+The only place that knows them. Requests carry them in `SamplingParams.extra_args`
+(over HTTP: `vllm_xargs`) with the prefix `dllm_`; a server has defaults of them.
+"""
+
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from vllm_dllm.decoding.registry import canonical_name
+
+PREFIX = "dllm_"
+MAX_COUNT = 1_000_000
+"""Upper limit of whatever is counted; far above any use, and it fits a tensor."""
+
+CachePolicy = Literal["none", "prefix", "dual"]
+
+
+class RuleParams(BaseModel):
+    """How positions become tokens. A server has defaults of them, a request its own."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    algorithm: str = Field(default="threshold")
+    """Decoding rule; an alias is accepted and replaced."""
+    threshold: float = Field(default=0.9, ge=0, le=1, allow_inf_nan=False)
+    """Confidence (a probability) above which a token is taken."""
+    steps: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Steps in which a whole block is decoded, or with full attention the whole answer;
+    sets the least tokens per step. By default one token per step."""
+    factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """factor: how sure n tokens must be to be taken together, 1 - factor / (n + 1)."""
+    entropy_bound: float = Field(default=0.35, ge=0, allow_inf_nan=False)
+    """entropy_bounded: sum of entropies (nats) of the tokens taken in a step."""
+    local_leap_anchor_threshold: float = Field(default=0.9, ge=0, le=1)
+    """local_leap: confidence that makes a position an anchor."""
+    local_leap_neighbor_threshold: float = Field(default=0.75, ge=0, le=1)
+    """local_leap: confidence that suffices near an anchor."""
+    local_leap_radius: int = Field(default=4, ge=0, le=MAX_COUNT)
+    """local_leap: how many positions away is near."""
+    low_threshold: float = Field(default=0.6, ge=0, le=1)
+    """hierarchical: confidence that the best of a run of masks must exceed."""
+    credit_alpha: float = Field(default=0.7, ge=0, allow_inf_nan=False)
+    """credit: weight of the credit that is added to the logits."""
+    credit_beta: float = Field(default=0.8, ge=0, le=1)
+    """credit: share of it that is left after a step."""
+    credit_gamma: float = Field(default=0.2, ge=0, allow_inf_nan=False)
+    """credit: power of the probability that is credited."""
+    edit_threshold: float = Field(default=0.9, ge=0, le=1)
+    """joint_threshold: confidence above which a decoded token is replaced."""
+    max_post_steps: int = Field(default=16, ge=0, le=MAX_COUNT)
+    """joint_threshold: steps that may go on editing a block without masks."""
+    eps: float = Field(default=1e-3, gt=0, lt=1)
+    """Dream's rules: where the time of the last step ends; it begins at 1."""
+    alg_temp: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Dream's rules: above 0, positions are drawn by lot, the surer the likelier; how
+    much is left to chance."""
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known_rule(cls, name: str) -> str:
+        return canonical_name(name)
+
+
+class DllmParams(RuleParams):
+    """What one request wishes, over the defaults of its server."""
+
+    max_nfe: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Number of denoising forwards after which the request ends ("length")."""
+    block_length: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Diffusion block size. Free with full attention, where None is the whole answer;
+    otherwise only the server's own is possible."""
+    cache: CachePolicy = "none"
+    """Full attention: which keys a step may read from an earlier one. "none" is exact;
+    "prefix" reads those before the block, "dual" also those after it."""
+    cfg_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Full attention: classifier-free guidance, away from what the model says without
+    the prompt. Above 0 a request takes twice the KV and the compute."""
+    logits_eos_inf: bool = False
+    """Full attention: never decode the end of the text."""
+    confidence_eos_eot_inf: bool = False
+    """Full attention: decode ends of text and of turn last, by leaving them out of the
+    probabilities that say how sure a token is."""
+    suffix_token_ids: list[Annotated[int, Field(ge=0)]] = []
+    """Full attention: what follows the answer, which then fills the gap between prompt
+    and suffix (infilling), `max_tokens` long. In /v1/completions `suffix`, as text."""
+    return_trajectory: bool = False
+    """Whether the answer says for each token which step of its block decided it."""
+    stream_drafts: bool = False
+    """Whether every step of a block is sent, masks and all; for `stream_mode:
+    "denoise"` of /v1/generate."""
+
+    @field_validator(
+        "return_trajectory",
+        "stream_drafts",
+        "logits_eos_inf",
+        "confidence_eos_eot_inf",
+        mode="before",
+    )
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        # vLLM's `vllm_xargs` turns a JSON boolean into 0 or 1.
+        return bool(value) if value in (0, 1) else value
+
+
+FULL_ATTENTION_FIELDS = (
+    "cache",
+    "cfg_scale",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+    "suffix_token_ids",
+)
+"""Fields that have no meaning for a block-causal model."""
+
+
+def choices_of(field: FieldInfo) -> list[str] | None:
+    """The values that the type of a field lists, if it does."""
+    is_choice = get_origin(field.annotation) is Literal
+    return list(get_args(field.annotation)) if is_choice else None
+
+
+def kind_of(field: FieldInfo) -> Any:
+    """The type of a field's values, None aside."""
+    if choices_of(field) is not None:
+        return str
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return next(kind for kind in kinds if kind is not NoneType)
+
+
+NUMERIC_FIELDS: dict[str, Any] = {
+    name: kind_of(field)
+    for name, field in RuleParams.model_fields.items()
+    if kind_of(field) in (int, float)
+}
+"""Parameters of rules that are numbers, with their type."""
+
+
+def describe(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """A pydantic error as one line: field, value, what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    field = prefix + ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{field} is not given, and the checkpoint does not state it"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(prefix + name for name in model.model_fields)
+        return f"unknown field {field}={first['input']!r}; known: {known}"
+    return f"{field}={first['input']!r}: {first['msg']}"
