@@ -37,10 +37,8 @@ def by_triton(
         whole = logits if logits._base is None else logits._base
         offset = logits.storage_offset()
         logits = whole.cuda().as_strided(logits.shape, logits.stride(), offset)
-    found = candidate_triton.candidates(logits, mask_token_id, measures)
-    return Candidates(
-        *(None if part is None else part.cpu() for part in vars(found).values())
-    )
+    token, found = candidate_triton.candidates(logits, mask_token_id, measures)
+    return Candidates(token.cpu(), *found.cpu())
 
 
 implementations = [native, pytest.param(candidates_torch, id="torch")]

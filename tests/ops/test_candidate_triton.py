@@ -1,7 +1,7 @@
-"""The Triton kernels on a machine without a GPU, in Triton's interpreter.
+"""The Triton kernels on a machine without a GPU: interpreted, and compiled for some.
 
-It is chosen when Triton is imported, so the tests of test_candidate.py run again in a
-process of their own.
+The interpreter is chosen when Triton is imported, so the tests of test_candidate.py run
+again in a process of their own.
 """
 
 import os
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,81 @@ def test_the_kernels_answer_as_the_reference() -> None:
     passed = re.search(r"(\d+) passed", ran.stdout)
     assert passed and int(passed[1]) >= 60, ran.stdout
     assert "skipped" not in ran.stdout, ran.stdout
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("measures", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_kernels_compile_for_every_generation_of_gpu(
+    capability: int,
+    dtype: str,
+    measures: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The interpreter takes what the compiler refuses, or reads one logit at a time."""
+    from vllm_dllm.ops import candidate_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    reduce = compiled(
+        candidate_triton._reduce_slices,
+        {
+            "logits_ptr": f"*{dtype}",
+            "row_stride": "i32",
+            "vocab": "i32",
+            "mask_token_id": "i32",
+            "values_ptr": "*fp32",
+            "ids_ptr": "*i32",
+            "size": "i32",
+        },
+        {"SLICE": candidate_triton.SLICE, "MEASURES": measures},
+        capability,
+        num_warps=8,
+    )
+    assert "ld.global.v4.b32" in reduce
+    compiled(
+        candidate_triton._join_slices,
+        {
+            "values_ptr": "*fp32",
+            "ids_ptr": "*i32",
+            "num_slices": "i32",
+            "num_rows": "i32",
+            "token_ptr": "*i64",
+            "found_ptr": "*fp32",
+        },
+        {"SLICES": 64, "MEASURES": measures},
+        capability,
+        num_warps=1,
+    )
+
+
+def compiled(
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    capability: int,
+    num_warps: int,
+) -> str:
+    """PTX of the kernel, for which machine code could be made as well.
+
+    As at a launch, where sizes that 16 divides let loads be wide ones.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    sixteen = [["tt.divisibility", 16]]
+    aligned = {
+        (index,): sixteen
+        for index, parameter in enumerate(kernel.params)
+        if not (parameter.is_constexpr or parameter.do_not_specialize)
+    }
+    signature = types | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature, constants, aligned)
+    target = GPUTarget("cuda", capability, warp_size=32)
+    made = compile(source, target, {"num_warps": num_warps})
+    assert made.asm["cubin"]
+    return str(made.asm["ptx"])
 
 
 def test_the_kernels_are_not_imported_with_the_package() -> None:

@@ -46,8 +46,8 @@ def candidates(
         and margin of the same distribution if they are wanted.
     """
     if logits.is_cuda and (kernels := triton_kernels()) is not None:
-        found: Candidates = kernels.candidates(logits, mask_token_id, measures)
-        return found
+        token, measured = kernels.candidates(logits, mask_token_id, measures)
+        return Candidates(token, *measured)
     native = extension.load() if logits.device.type == "cpu" else None
     if native is None or logits.dtype not in (torch.float32, torch.bfloat16):
         return candidates_torch(logits, mask_token_id, measures)

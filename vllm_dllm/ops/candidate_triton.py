@@ -14,18 +14,20 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_dllm.ops.candidate import Candidates
-
 SLICE = 4096
 """Logits that a program holds in registers: 16 for each thread of 8 warps."""
 
 
 def candidates(
     logits: torch.Tensor, mask_token_id: int, measures: bool = False
-) -> Candidates:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `candidate.candidates`, for logits on a GPU. Starts work, waits for nothing.
 
     A row without a finite logit gets a token, and no meaningful confidence.
+
+    Returns:
+        token: [rows] int64.
+        found: [1 or 3, rows] float32: confidence; with measures also entropy, margin.
     """
     num_rows, vocab = logits.shape
     assert logits.stride(1) == 1 or vocab == 1
@@ -59,9 +61,7 @@ def candidates(
             MEASURES=measures,
             num_warps=1,
         )
-    if not measures:
-        return Candidates(token, found[0])
-    return Candidates(token, found[0], entropy=found[1], margin=found[2])
+    return token, found
 
 
 @triton.jit(do_not_specialize=["mask_token_id", "size"])
