@@ -3,26 +3,21 @@
 What the rows of a checkpoint hold, and how they are masked, is its recipe's to say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tools.tiny import skills, tokenizer
-
-if TYPE_CHECKING:
-    from tools.tiny.recipe import Recipe
+from tools.tiny.recipe import Recipe
+from tools.tiny.rows import Row, Stage, stage_of
 
 POOL_SIZE = 24576
 POOL_EPOCHS = 2
-FULL_MASK_SHARE = 0.35
 WORKSHEET_LENGTH = 32
 WORKSHEET_TASKS = ("add", "subtract")
 SYSTEMS = (
@@ -34,54 +29,6 @@ SYSTEMS = (
     "",
 )
 SMALL_TALK = (("Hello.", "Hi!"), ("Thanks!", "You are welcome."), ("Hi", "Hello."))
-
-Flags = NDArray[np.bool_]
-Places = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the pools from number `first_pool` on are made of."""
-
-    first_pool: int
-    weights: dict[str, float]
-    easy_share: float = 0.0
-    worksheet_share: float = 0.0
-    suffix_share: float = 0.0
-    question_share: float = 0.0
-    """Share of a worksheet's sums that stand after their question."""
-
-    def example(self, rng: Random) -> skills.Example:
-        """One training example of this stage."""
-        return skills.train_example(rng, self.weights, self.easy_share)
-
-
-def shares(*weights: float) -> dict[str, float]:
-    """Weights in the order of skills.TASKS, by name."""
-    return dict(zip(skills.TASKS, weights, strict=True))
-
-
-def stage_of(stages: tuple[Stage, ...], pool: int) -> Stage:
-    """The last stage that has begun."""
-    return [stage for stage in stages if stage.first_pool <= pool][-1]
-
-
-@dataclass(frozen=True)
-class Row:
-    """ids: [length] int16; maskable: the same shape, bool; padding from end."""
-
-    ids: NDArray[np.int16]
-    maskable: Flags
-    end: int
-
-    @classmethod
-    def of(cls, prompt: list[int], answer: list[int], first: int, length: int) -> Row:
-        """Prompt + answer + EOS up to `length`, cut there; maskable from `first` on."""
-        ids = np.full(length, tokenizer.EOS_ID, np.int16)
-        tokens = (prompt + answer)[:length]
-        ids[: len(tokens)] = tokens
-        end = len(prompt) + len(answer) + 1
-        return cls(ids, np.arange(length) >= first, end)
 
 
 def make_rows(recipe: Recipe, seed: int, pool: int) -> list[Row]:
@@ -139,27 +86,6 @@ def with_context(rng: Random, stage: Stage, example: skills.Example) -> str:
         turn = (earlier.question, earlier.answer)
         turns.insert(0, rng.choice(SMALL_TALK) if rng.random() < 0.4 else turn)
     return tokenizer.render(turns, system)
-
-
-def random_masks(
-    maskable: Flags, end: Places, noise: np.random.Generator, suffix_share: float
-) -> Flags:
-    """Mask what may be: a uniform share, or everything, or all from some point on.
-
-    Args:
-        maskable: [rows, length].
-        end: [rows, 1], the positions from which there is padding.
-    """
-    count, length = maskable.shape
-    ratio = noise.random((count, 1))
-    ratio[noise.random((count, 1)) < FULL_MASK_SHARE] = 1.0
-    masked = noise.random((count, length)) < ratio
-    if suffix_share:
-        start = maskable.argmax(1)[:, None]
-        cut = noise.integers(start, np.minimum(end, length))
-        chosen = noise.random((count, 1)) < suffix_share
-        masked = np.where(chosen, np.arange(length) >= cut, masked)
-    return masked & maskable
 
 
 @dataclass(frozen=True)

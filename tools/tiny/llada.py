@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.reference.llada import LLaDA, LLaDAConfig
 from tests.reference.llada_generate import generate
 from tools.tiny import tokenizer
-from tools.tiny.batches import Flags, Places, Row, Stage, random_masks, shares
 from tools.tiny.recipe import Recipe
+from tools.tiny.rows import Flags, Places, Row, Stage, random_masks, shares
 
 ROW_MULTIPLE = 8
 CANVASES = {12: 0.35, 16: 0.21, 24: 0.2, 32: 0.2, 64: 0.04}

@@ -10,8 +10,8 @@ from tests.reference.llada2_generate import generate
 from tests.reference.llada2_moe import LLaDA2Config, LLaDA2Moe, SparseMoE
 from tests.reference.masks import block_causal
 from tools.tiny import tokenizer
-from tools.tiny.batches import Row, Stage, shares
 from tools.tiny.recipe import Recipe
+from tools.tiny.rows import Row, Stage, shares
 
 BLOCK = 32
 BIAS_RATE = 2e-3

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tools.tiny.batches import Flags, Places, Row, Stage, random_masks
+from tools.tiny.rows import Flags, Places, Row, Stage, random_masks
 
 
 def layer_of(name: str) -> str | None:
