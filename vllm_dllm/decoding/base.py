@@ -100,38 +100,45 @@ class DecodingRule(Protocol):
     revises: ClassVar[bool]
     """Whether it changes decoded tokens. Nothing of a block is handed out then before
     the block is done."""
-    reshapes: ClassVar[bool]
-    """Whether it changes logits by what it saw in earlier steps of the block."""
+    memory: ClassVar[dict[str, torch.dtype]]
+    """What it remembers of a block, by name: a value of this type for each position
+    and step, 0 at first. A rule that has any is a `ReshapingRule`."""
 
     def decide(self, canvas: CanvasStep) -> Decision:
         """Positions that are written in this step."""
         ...
 
 
+@dataclass
+class Bonus:
+    """What a rule adds to the logits of `rows` positions before candidates are found."""
+
+    tokens: torch.Tensor
+    """[rows, k] int64; a token that stands twice has the same value twice."""
+    values: torch.Tensor
+    """[rows, k] float32."""
+
+
 class ReshapingRule(DecodingRule, Protocol):
-    """A rule whose `reshapes` is True."""
+    """A rule that changes logits by what it saw in earlier steps of the block."""
 
     def reshape(
         self,
-        logits: torch.Tensor,
         token: torch.Tensor,
         confidence: torch.Tensor,
-        history: tuple[torch.Tensor, torch.Tensor],
+        memory: dict[str, torch.Tensor],
         step: torch.Tensor,
         params: dict[str, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Change the logits of `rows` positions in place; for rules that reshape.
+    ) -> Bonus:
+        """What is added to the logits of `rows` masked positions.
 
         Args:
-            logits: [rows, vocab], any float dtype.
-            token, confidence: [rows]: the best token under them, its probability.
-            history: tokens [rows, block] int64 and values [rows, block] float32: what
-                the last step of the block returned; zeros at its first.
+            token, confidence: [rows]: the best token under the model's own logits, its
+                probability.
+            memory: each [rows, block], changed in place; zeros at the block's first
+                step.
             step: [rows] int64.
             params: the rule's `parameters`, each [rows].
-
-        Returns:
-            The history for the next step.
         """
         ...
 
@@ -141,7 +148,7 @@ class SelectingRule:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = False
-    reshapes: ClassVar[bool] = False
+    memory: ClassVar[dict[str, torch.dtype]] = {}
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
         """[n, block] bool: a subset of `canvas.masked`, not empty where that is not."""

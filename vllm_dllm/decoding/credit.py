@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, SelectingRule
+from vllm_dllm.decoding.base import Bonus, CanvasStep, SelectingRule
 
 TIE = 1e-5
 
@@ -23,30 +23,28 @@ class Credit(SelectingRule):
     parameters: ClassVar[frozenset[str]] = frozenset(
         {"threshold", "credit_alpha", "credit_beta", "credit_gamma"}
     )
-    reshapes: ClassVar[bool] = True
+    memory: ClassVar[dict[str, torch.dtype]] = {
+        "credit_token": torch.int64,
+        "credit": torch.float32,
+    }
 
     def reshape(
         self,
-        logits: torch.Tensor,
         token: torch.Tensor,
         confidence: torch.Tensor,
-        history: tuple[torch.Tensor, torch.Tensor],
+        memory: dict[str, torch.Tensor],
         step: torch.Tensor,
         params: dict[str, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens, values = history
+    ) -> Bonus:
+        tokens, values = memory["credit_token"], memory["credit"]
         column = step.unsqueeze(1)
         earned = confidence.pow(params["credit_gamma"]).unsqueeze(1)
-        tokens = tokens.scatter(1, column, token.unsqueeze(1))
-        values = values * params["credit_beta"].unsqueeze(1)
-        values = values.scatter(1, column, earned)
+        tokens.scatter_(1, column, token.unsqueeze(1))
+        values.mul_(params["credit_beta"].unsqueeze(1)).scatter_(1, column, earned)
         # A token that earned in several steps has all of it, in each of its columns.
         same = tokens.unsqueeze(2) == tokens.unsqueeze(1)
         credit = (same * values.unsqueeze(1)).sum(dim=2)
-        bonus = params["credit_alpha"].unsqueeze(1) * credit.log1p()
-        boosted = logits.gather(1, tokens) + bonus.to(logits.dtype)
-        logits.scatter_(1, tokens, boosted)
-        return tokens, values
+        return Bonus(tokens, params["credit_alpha"].unsqueeze(1) * credit.log1p())
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
         sure = canvas.confidence.masked_fill(~canvas.masked, -1.0)

@@ -10,7 +10,7 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.outputs import LogprobsTensors
 
-from vllm_dllm.worker.canvas import CanvasBatch
+from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 
 @dataclass
@@ -26,23 +26,18 @@ class BlockLogprobs:
 
 
 class Logprobs:
-    """Of the requests that asked for them, by slot."""
+    """Of the requests that asked for them, by slot. A `BlockState`."""
 
     def __init__(self, vocab: int, mask_token_id: int, device: torch.device) -> None:
         self.vocab = vocab
         self.mask_token_id = mask_token_id
         self.device = device
         self.kept: dict[int, BlockLogprobs] = {}
-        self._suspended: dict[str, BlockLogprobs] = {}
 
-    def add_request(
-        self, req_id: str, slot: int, params: SamplingParams, block: int
-    ) -> None:
+    def add_request(self, slot: int, params: SamplingParams, block: int) -> None:
         """`block`: length of the request's blocks."""
-        self.kept.pop(slot, None)
-        if (saved := self._suspended.pop(req_id, None)) is not None:
-            self.kept[slot] = saved
-        elif params.logprobs is not None:
+        self.drop(slot)
+        if params.logprobs is not None:
             wanted = self.vocab if params.logprobs == -1 else params.logprobs
             shape = (block, 1 + wanted)
             self.kept[slot] = BlockLogprobs(
@@ -51,14 +46,16 @@ class Logprobs:
                 torch.zeros(block, dtype=torch.int32, device=self.device),
             )
 
-    def suspend(self, req_id: str, slot: int) -> None:
-        """Keep what belongs to a half-decoded block (see Canvas.suspend)."""
-        if slot in self.kept:
-            self._suspended[req_id] = self.kept.pop(slot)
+    def drop(self, slot: int) -> None:
+        """Drop what is kept for a request that leaves its slot."""
+        self.kept.pop(slot, None)
 
-    def forget(self, req_id: str) -> None:
-        """Drop what was kept for a request that has ended."""
-        self._suspended.pop(req_id, None)
+    def save(self, slot: int) -> BlockLogprobs | None:
+        return self.kept.get(slot)
+
+    def restore(self, slot: int, saved: BlockLogprobs | None) -> None:
+        if saved is not None:
+            self.kept[slot] = saved
 
     def record(
         self,
@@ -66,17 +63,15 @@ class Logprobs:
         batch: CanvasBatch,
         write: torch.Tensor,
         candidate: torch.Tensor,
-        slots: list[int],
     ) -> None:
         """Keep the logprobs of the positions written in this step.
 
         Args:
             logits: [rows, vocab], those of `batch.cell`.
             write: [n, width] bool; candidate: [n, width] int64.
-            slots: of the batch.
         """
         request, column = batch.cell
-        for index, slot in enumerate(slots):
+        for index, slot in enumerate(batch.spans.slot_np.tolist()):
             kept = self.kept.get(slot)
             if kept is None:
                 continue
@@ -93,19 +88,21 @@ class Logprobs:
                 kept.ranks[place] = (logprobs >= logprobs[token]).sum()
 
     def hand_out(
-        self, slots: list[int], first: list[int], count: list[int]
+        self, batch: CanvasBatch, count: torch.Tensor
     ) -> LogprobsTensors | None:
-        """Logprobs of the tokens that leave in this step.
+        """Logprobs of the tokens that leave in this step; None if nobody wants any.
 
-        Args:
-            slots: of the batch.
-            first, count: per request, columns first .. first + count of its block.
+        count: [n] int32: tokens that leave, from the first column of the canvas on.
         """
-        if not any(slot in self.kept for slot in slots):
+        slots = batch.spans.slot_np.tolist()
+        wanted = [self.kept[slot] for slot in slots if slot in self.kept]
+        if not wanted:
             return None
+        width = max(kept.logprobs.shape[1] for kept in wanted)
         ids, values, ranks, starts = [], [], [], [0]
-        width = max(k.logprobs.shape[1] for s, k in self.kept.items() if s in slots)
-        for slot, begin, number in zip(slots, first, count, strict=True):
+        for slot, begin, number in zip(
+            slots, batch.first.tolist(), count.tolist(), strict=True
+        ):
             kept = self.kept.get(slot)
             if kept is None:
                 starts.append(starts[-1])

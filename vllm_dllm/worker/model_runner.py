@@ -9,30 +9,35 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from vllm_dllm.worker.spans.batch import SpanBatch
+
 
 class DenoisingModelRunner(GPUModelRunner):
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
-        for req_id in scheduler_output.preempted_req_ids or ():
+        slots = self.model_state.slots
+        preempted = scheduler_output.preempted_req_ids or set()
+        for req_id in preempted | scheduler_output.finished_req_ids:
             slot = self.req_states.req_id_to_index.get(req_id)
             if slot is not None:
-                self.model_state.suspend(req_id, slot)
+                if req_id in preempted:
+                    slots.suspend(req_id, slot)
+                slots.release(slot)
         for req_id in scheduler_output.finished_req_ids:
-            self.model_state.forget(req_id)
+            slots.forget(req_id)
         super().finish_requests(scheduler_output)
 
     def gather_batch_req_state(self, *args: Any, **kwargs: Any) -> Any:
         state, uniform_tokens = super().gather_batch_req_state(*args, **kwargs)
-        canvas = self.model_state.canvas
-        if state is not None and canvas.any_guided(state.idx_mapping_np):
-            # Two rows of attention for a request: no CUDA graph of the whole model,
-            # which is captured with one, may take the step.
+        layout = self.model_state.slots.layout
+        if state is not None and not layout.is_uniform(state.idx_mapping_np):
+            # No CUDA graph of the whole model, which is captured with one row of
+            # attention for a request, may take the step.
             uniform_tokens = None
         return state, uniform_tokens
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:
         input_batch = super().prepare_inputs(*args, **kwargs)
-        # Before the pages of its tokens are looked up.
-        self.model_state.place_twins(input_batch)
+        self.model_state.lay_out(input_batch, self.req_states)
         return input_batch
 
     @torch.inference_mode()
@@ -43,9 +48,10 @@ class DenoisingModelRunner(GPUModelRunner):
         where nothing depends on it, that would take long.
         """
         rows = len(hidden_states)
-        if self.model_state.canvas.whole_blocks:
-            block = self.model_state.config.block_size or self.max_model_len
-            rows = min(self.max_num_tokens, self.max_num_reqs * block)
+        slots = self.model_state.slots
+        if slots.canvas.whole_blocks:
+            limits = self.max_num_reqs, self.max_num_tokens
+            rows = slots.layout.max_logit_rows(slots.config, *limits)
         dummy = hidden_states.new_zeros(rows, hidden_states.shape[1])
         self.sampler.profile(self.model.compute_logits(dummy))
 
@@ -55,12 +61,14 @@ class DenoisingModelRunner(GPUModelRunner):
         input_batch: InputBatch,
         grammar_output: GrammarOutput | None,
     ) -> tuple[SamplerOutput, torch.Tensor, torch.Tensor]:
+        spans = SpanBatch.of(input_batch)
+        assert spans is not None
         if input_batch.num_draft_tokens == 0:
             # Prefill chunks only: there is no row to compute logits of, and a
             # collective over zero rows fails on CPU.
-            output = self.sampler.commit_only(input_batch)
+            output = self.sampler.commit_only(spans)
         else:
-            batch, rows = self.sampler.gather(input_batch)
+            batch, rows = self.sampler.gather(spans)
             if self.lora_config is not None:
                 self.map_adapters(input_batch, rows)
             logits = self.model.compute_logits(hidden_states[rows])

@@ -1,0 +1,195 @@
+"""A worker without a model: real slots, layout and sampler, and made-up logits.
+
+Spans come from the plans of span.py, as the scheduler's do, and the start of every next
+step is compared with what they say.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from vllm_dllm.config import DllmConfig, Facts
+from vllm_dllm.request import decoding_of, plan_of
+from vllm_dllm.span import Plan, Span
+from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.sampler import DenoisingSampler
+from vllm_dllm.worker.slots import Slots
+from vllm_dllm.worker.spans.batch import SpanBatch
+
+VOCAB, MASK, EOS, EOT = 20, 19, 1, 2
+MAX_LEN = 64
+CPU = torch.device("cpu")
+FAMILIES = {
+    "block-causal": Facts(eos_token_id=EOS, max_model_len=MAX_LEN, vocab_size=VOCAB),
+    "full": Facts(
+        attention="full",
+        clean_confidence=True,
+        rule_names={"threshold": "confidence_threshold"},
+        eos_token_id=EOS,
+        eot_token_id=EOT,
+        max_model_len=MAX_LEN,
+        page_size=8,
+        vocab_size=VOCAB,
+    ),
+    "shifted": Facts(
+        attention="full",
+        shifted_logits=True,
+        rule_names={"threshold": "confidence_threshold", "entropy": "neg_entropy"},
+        eos_token_id=EOS,
+        eot_token_id=EOT,
+        max_model_len=MAX_LEN,
+        page_size=8,
+        vocab_size=VOCAB,
+    ),
+}
+Logits = Callable[[int], torch.Tensor]
+"""[rows, vocab] for a number of rows."""
+
+
+@dataclass
+class Running:
+    """A request of the desk."""
+
+    name: str
+    slot: int
+    plan: Plan
+    end: int
+    """Known tokens at which it is done."""
+    known: int
+    computed: int = 0
+    refreshed: int | None = None
+    answer: list[int] = field(default_factory=list)
+
+    def span(self) -> Span:
+        return self.plan.span(self.computed, self.known, self.refreshed)
+
+
+@dataclass
+class Step:
+    """What a step of the desk was."""
+
+    spans: SpanBatch
+    batch: CanvasBatch
+    """After the step."""
+    token_ids: torch.Tensor
+    """[num_tokens] int64: what the model was given."""
+    rows: torch.Tensor
+    """[rows] int64: hidden states that logits were computed of."""
+    output: SamplerOutput
+
+
+class Desk:
+    def __init__(self, family: str, slots: int = 6, block: int = 4) -> None:
+        self.config = DllmConfig.build(
+            {"block_size": block, "mask_token_id": MASK}, facts=FAMILIES[family]
+        )
+        self.slots = Slots(self.config, slots, VOCAB, CPU)
+        self.all_token_ids = torch.zeros(slots, MAX_LEN, dtype=torch.int32)
+        vllms = SimpleNamespace(
+            sampling_states=None,
+            req_states=SimpleNamespace(
+                all_token_ids=SimpleNamespace(gpu=self.all_token_ids)
+            ),
+        )
+        self.sampler = DenoisingSampler(vllms, self.slots)
+        self.running: dict[str, Running] = {}
+
+    def add(
+        self, name: str, prompt: list[int], dllm: dict[str, Any] | None = None, **asked: Any
+    ) -> Running:
+        """Start a request; `dllm`: its `dllm_*` fields, `asked`: its `SamplingParams`."""
+        fields = {f"dllm_{key}": value for key, value in (dllm or {}).items()}
+        asked = {"temperature": 0, "max_tokens": 8, "extra_args": fields, **asked}
+        params = SamplingParams(**asked)
+        max_tokens = min(params.max_tokens, MAX_LEN - len(prompt))
+        decoding = decoding_of(params, self.config, max_tokens)
+        plan = plan_of(decoding, self.config, len(prompt), max_tokens)
+        taken = {request.slot for request in self.running.values()}
+        slot = next(s for s in range(len(self.all_token_ids)) if s not in taken)
+        end = len(prompt) + max_tokens
+        request = Running(name, slot, plan, end, known=len(prompt))
+        self.running[name] = request
+        self.slots.add_request(name, slot, params, len(prompt), MAX_LEN)
+        self.all_token_ids[slot, : len(prompt)] = torch.tensor(prompt)
+        return request
+
+    def step(self, logits: Logits, *names: str) -> Step:
+        """Take a step for some requests, or for all."""
+        requests = [self.running[name] for name in names or self.running]
+        planned = [request.span() for request in requests]
+        input_batch = batch_of(requests, planned)
+        known = torch.tensor([request.known for request in requests])
+        spans = self.slots.layout.lay_out(input_batch, known)
+        token_ids = self.slots.layout.token_ids(
+            spans, self.slots.canvas.tokens.values, self.all_token_ids
+        )
+        batch, rows = self.sampler.gather(spans)
+        values = logits(len(rows))
+        output = self.sampler.denoise(values, batch, input_batch, None)
+        for index, (request, span) in enumerate(zip(requests, planned, strict=True)):
+            self._go_on(index, request, span, output)
+        return Step(spans, batch, token_ids, rows, output)
+
+    def _go_on(
+        self, index: int, request: Running, span: Span, output: SamplerOutput
+    ) -> None:
+        count = int(output.num_sampled[index])
+        tokens = output.sampled_token_ids[index, :count].tolist()
+        after = slice(request.known, request.known + count)
+        self.all_token_ids[request.slot, after] = torch.tensor(tokens).int()
+        request.answer += tokens
+        request.known += count
+        request.refreshed = request.plan.grid.start_of(span.known)
+        start = request.computed + span.length - int(output.num_rejected[index])
+        request.computed = request.plan.next_start(span, request.known)
+        assert start == request.computed
+        if request.known == request.end:
+            self.slots.release(request.slot)
+            del self.running[request.name]
+
+    def run(self, logits: Logits, limit: int = 500) -> list[Step]:
+        """Take steps until all requests are done."""
+        steps = []
+        while self.running:
+            steps.append(self.step(logits))
+            assert len(steps) < limit
+        return steps
+
+
+def batch_of(requests: list[Running], planned: list[Span]) -> Any:
+    """The parts of vLLM's `InputBatch` that are read."""
+    lengths = np.array([span.length for span in planned], dtype=np.int32)
+    starts = [request.computed for request in requests]
+    slot_np = np.array([request.slot for request in requests])
+    query_start = np.cumsum([0, *lengths], dtype=np.int32)
+    return SimpleNamespace(
+        req_ids=[request.name for request in requests],
+        num_reqs=len(requests),
+        num_tokens=int(lengths.sum()),
+        idx_mapping=torch.from_numpy(slot_np),
+        idx_mapping_np=slot_np,
+        num_scheduled_tokens=lengths,
+        num_draft_tokens_per_req=np.array([span.canvas for span in planned]),
+        num_computed_tokens_np=np.array(starts),
+        query_start_loc=torch.from_numpy(query_start),
+        query_start_loc_np=query_start,
+        positions=torch.cat(
+            [torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+        ),
+    )
+
+
+def random_logits(seed: int, sharpness: float = 3.0) -> Logits:
+    """Normal ones; the sharper, the surer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def logits(rows: int) -> torch.Tensor:
+        return torch.randn(rows, VOCAB, generator=generator) * sharpness
+
+    return logits

@@ -1,0 +1,69 @@
+"""Rules that change logits: their bonus is there while candidates are found.
+
+Afterwards the logits are the model's own again: logprobs are taken from them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+
+from vllm_dllm.decoding.base import Bonus, ReshapingRule
+from vllm_dllm.decoding.registry import get_rule
+from vllm_dllm.ops.candidate import candidates
+from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.rule_tables import RuleTables
+
+
+@contextmanager
+def with_bonuses(
+    names: list[str],
+    logits: torch.Tensor,
+    batch: CanvasBatch,
+    tables: RuleTables,
+    mask_token_id: int,
+) -> Iterator[None]:
+    """Add what rules of the batch add to the logits of their requests' masks.
+
+    Args:
+        names: the rules of the batch.
+        logits: [rows, vocab], those of `batch.cell`; the mask's column is lost.
+    """
+    changed = []
+    for name in names:
+        if get_rule(name).memory:
+            rows, bonus = _bonus_of(name, logits, batch, tables, mask_token_id)
+            own = logits[rows].gather(1, bonus.tokens)
+            changed.append((rows.unsqueeze(1), bonus.tokens, own))
+            logits[rows.unsqueeze(1), bonus.tokens] = own + bonus.values.to(own.dtype)
+    yield
+    for rows, tokens, own in changed:
+        logits[rows, tokens] = own
+
+
+def _bonus_of(
+    name: str,
+    logits: torch.Tensor,
+    batch: CanvasBatch,
+    tables: RuleTables,
+    mask_token_id: int,
+) -> tuple[torch.Tensor, Bonus]:
+    """The rows that a rule changes, [m] int64, and what it adds to them."""
+    rule = cast(ReshapingRule, get_rule(name))
+    spans, (request, column) = batch.spans, batch.cell
+    mine = torch.zeros_like(batch.active)
+    mine[tables.where(name, spans.slot_np)] = True
+    rows = (mine[request] & batch.masked[request, column]).nonzero().squeeze(1)
+    request, column = request[rows], column[rows]
+    slot, step = spans.slot[request], batch.step[request]
+    found = candidates(logits[rows], mask_token_id)
+    # What is there before the first step is of the slot's last block.
+    begun = (step > 0).unsqueeze(1)
+    values = {n: tables.memory[n].values for n in rule.memory}
+    memory = {n: table[slot, column] * begun for n, table in values.items()}
+    parameters = tables.parameters_of(name, slot)
+    bonus = rule.reshape(found.token, found.confidence, memory, step, parameters)
+    for n, table in values.items():
+        table[slot, column] = memory[n]
+    return rows, bonus

@@ -1,0 +1,96 @@
+"""RuleTables: the decoding rule of every slot, its parameters, and its memory."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from vllm_dllm.decoding.registry import get_rule
+from vllm_dllm.decoding.time_grid import time_grid
+from vllm_dllm.params import NUMERIC_FIELDS
+from vllm_dllm.request import Decoding
+from vllm_dllm.worker.memory import BlockTable
+
+
+class RuleTables:
+    """A `BlockState`: what a rule remembers of a block."""
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.device = device
+        self.parameters = {
+            name: torch.zeros(
+                num_slots,
+                dtype=torch.float32 if kind is float else torch.int64,
+                device=device,
+            )
+            for name, kind in NUMERIC_FIELDS.items()
+        }
+        self.algorithm = np.full(num_slots, "", dtype=object)
+        self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self.time = torch.ones(num_slots, 1, device=device)
+        """[num_slots, steps] float32: share of the masks that each step of a block
+        decides, by rules that want it; grows with the longest grid."""
+        self.memory: dict[str, BlockTable] = {}
+        """What rules remember (decoding/base.py), by name; each made when the first
+        request wants it, and as wide as the blocks of such requests alone."""
+
+    def add_request(self, slot: int, decoding: Decoding, block: int) -> None:
+        """`block`: length of the request's blocks."""
+        rule = get_rule(decoding.algorithm)
+        for name, value in decoding.parameters.items():
+            self.parameters[name][slot] = value
+        self.algorithm[slot] = decoding.algorithm
+        self.revises[slot] = rule.revises
+        if "time" in rule.needs:
+            self._set_time(
+                slot, time_grid(decoding.parameters["steps"], decoding.parameters["eps"])
+            )
+        for name, dtype in rule.memory.items():
+            if name not in self.memory:
+                shape = (len(self.algorithm), block)
+                self.memory[name] = BlockTable(*shape, dtype, self.device, by_step=True)
+            self.memory[name].widen(block)
+            self.memory[name].clear(slot)
+
+    def _set_time(self, slot: int, share: torch.Tensor) -> None:
+        """Past the last step of the grid, all masks are decided."""
+        missing = len(share) - self.time.shape[1]
+        if missing > 0:
+            self.time = torch.nn.functional.pad(self.time, (0, missing), value=1.0)
+        self.time[slot] = 1.0
+        self.time[slot, : len(share)] = share.to(self.device)
+
+    def save(self, slot: int) -> dict[str, torch.Tensor]:
+        names = get_rule(self.algorithm[slot]).memory
+        return {name: self.memory[name].save(slot) for name in names}
+
+    def restore(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
+        for name, values in saved.items():
+            self.memory[name].restore(slot, values)
+
+    def of(self, slot_np: np.ndarray) -> list[str]:
+        """The rules of a batch, each once.
+
+        slot_np: [n] int64, on the CPU.
+        """
+        return list(dict.fromkeys(self.algorithm[slot_np]))
+
+    def where(self, name: str, slot_np: np.ndarray) -> torch.Tensor:
+        """[m] int64: index in the batch of the requests of a rule."""
+        index = np.flatnonzero(self.algorithm[slot_np] == name)
+        return async_tensor_h2d(index, self.device)
+
+    def parameters_of(self, name: str, slot: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parameters of a rule's requests, each [n]; slot: [n] int64."""
+        return {p: self.parameters[p][slot] for p in get_rule(name).parameters}
+
+    def time_share(self, slot: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """[n] float32: share of the masks that Dream's rules decide in a step;
+        undefined for other rules. slot, step: [n] int64."""
+        return self.time[slot, step.clamp(max=self.time.shape[1] - 1)]
+
+
+def needs_of(names: Iterable[str]) -> set[str]:
+    """What the rules read besides confidence (decoding/base.py)."""
+    return set().union(*(get_rule(name).needs for name in names))

@@ -1,0 +1,1 @@
+"""What a step forwards, laid out once; one file per regime of attention."""

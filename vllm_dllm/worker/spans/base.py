@@ -1,0 +1,149 @@
+"""Layout: base of the regimes of attention.
+
+Slot-indexed, as vLLM's `RequestState`. Its arithmetic is that of span.py, on tensors:
+the worker needs no lengths from the scheduler.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.request import Decoding
+from vllm_dllm.span import Plan
+from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.rows import AttentionRows
+
+
+class Layout(ABC):
+    """Lays out the spans of a step, for one regime of attention."""
+
+    def __init__(
+        self, config: DllmConfig, num_slots: int, device: torch.device
+    ) -> None:
+        self.mask_token_id = config.mask_token_id
+        self.shift = int(config.facts.shifted_logits)
+        """How many rows before its own a position is predicted."""
+        self.device = device
+        self.origin = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.block = torch.ones(num_slots, dtype=torch.int64, device=device)
+        self.end = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """The request's grid of blocks (span.py)."""
+        self.block_np = np.ones(num_slots, dtype=np.int64)
+        """Its length of a block on the CPU."""
+
+    @staticmethod
+    @abstractmethod
+    def max_rows(config: DllmConfig, max_num_reqs: int, max_num_tokens: int) -> int:
+        """Rows of attention that no batch exceeds."""
+
+    @staticmethod
+    @abstractmethod
+    def max_logit_rows(
+        config: DllmConfig, max_num_reqs: int, max_num_tokens: int
+    ) -> int:
+        """Rows of logits that no step exceeds where those of whole blocks are made."""
+
+    def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
+        self.origin[slot], self.block[slot], self.end[slot] = plan.grid
+        self.block_np[slot] = plan.grid.block
+
+    def is_uniform(self, slot_np: np.ndarray) -> bool:
+        """Whether each request of a batch is one row of attention, if it forwards no
+        more than a block."""
+        return True
+
+    def block_of(
+        self, slot: torch.Tensor, known: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """First position and length of the block that holds position `known` (as
+        `Grid.start_of` and `Grid.end_of`); all [n] int64."""
+        origin, block = self.origin[slot], self.block[slot]
+        start = origin + (known - origin) // block * block
+        return start, torch.minimum(block, self.end[slot] - start)
+
+    def lay_out(self, input_batch: InputBatch, known: torch.Tensor) -> SpanBatch:
+        """The spans of a batch that the runner has prepared.
+
+        Args:
+            known: [n] int64: number of known tokens.
+        """
+        n, num_tokens = input_batch.num_reqs, input_batch.num_tokens
+        slot, slot_np = input_batch.idx_mapping, input_batch.idx_mapping_np
+        query_start = input_batch.query_start_loc[: n + 1].long()
+        position = input_batch.positions[:num_tokens]
+        decides_np = input_batch.num_draft_tokens_per_req > 0
+        block_start, block_length = self.block_of(slot, known)
+        block_np = self.block_np[slot_np]
+        return SpanBatch(
+            slot=slot,
+            slot_np=slot_np,
+            query_start=query_start,
+            start=position[query_start[:-1]],
+            known=known,
+            shown=known,
+            decides=async_tensor_h2d(decides_np, self.device),
+            decides_np=decides_np,
+            block_start=block_start,
+            block_length=block_length,
+            width=int(block_np.max()),
+            rows_np=np.minimum(block_np, input_batch.num_scheduled_tokens[:n]),
+            owner=torch.repeat_interleave(query_start.diff(), output_size=num_tokens),
+            position=position,
+        )
+
+    def token_ids(
+        self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """[num_tokens] int64: known tokens, the block under denoising, masks.
+
+        Args:
+            blocks: [num_slots, width] int64, the block of each slot.
+            all_token_ids: [num_slots, max_len], known tokens of all slots.
+        """
+        owner, position = spans.owner, spans.position
+        slot, shown = spans.slot[owner], spans.shown[owner]
+        block_start = spans.block_start[owner]
+        block_end = torch.where(
+            spans.decides, spans.block_start + spans.block_length, 0
+        )[owner]
+        column = (position - block_start).clamp(0, blocks.shape[1] - 1)
+        ids = torch.where(position < block_end, blocks[slot, column], self.mask_token_id)
+        last = all_token_ids.shape[1] - 1
+        known_ids = all_token_ids[slot, position.clamp(max=last)]
+        return torch.where(position < shown, known_ids, ids)
+
+    @abstractmethod
+    def attention_rows(
+        self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None
+    ) -> AttentionRows:
+        """What the attention backend is handed; `spans` is None for a dummy batch.
+
+        `num_reqs` is more than the batch has where a CUDA graph is padded.
+        """
+
+    @abstractmethod
+    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+        """First position of the step after this one, as `Plan.next_start`.
+
+        known: [n] int64, after the step -> [n] int64.
+        """
+
+    def logit_rows(
+        self, spans: SpanBatch, request: torch.Tensor, column: torch.Tensor
+    ) -> torch.Tensor:
+        """[rows] int64: the hidden states that predict some positions of the blocks.
+
+        Clamped to the request's own, because a prefill chunk ends before its block, and
+        rows of whole blocks (`rows_np`) may go past a shorter last one.
+
+        Args:
+            request, column: [rows] int64: index in the batch, column of the block.
+        """
+        first, end = spans.query_start[:-1], spans.query_start[1:]
+        row = first + spans.block_start - spans.start - self.shift
+        row = row[request] + column
+        return row.clamp(first[request], end[request] - 1)

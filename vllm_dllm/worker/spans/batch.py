@@ -1,0 +1,78 @@
+"""SpanBatch: what a step forwards for each of its requests, found once.
+
+Inputs, attention, sampler and the start of the next step read it. It rides on vLLM's
+`InputBatch`; a dummy batch (profiling, graph capture) has none.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from vllm_dllm.worker.spans.branches import Branches
+
+
+@dataclass
+class SpanBatch:
+    """The spans of the `n` requests of a step, in the order of the batch.
+
+    Tensors are [n] int64 on the device where nothing else is said; positions are
+    absolute ones of the request.
+    """
+
+    slot: torch.Tensor
+    slot_np: np.ndarray
+    """[n] int64: the same on the CPU."""
+    query_start: torch.Tensor
+    """[n + 1] int64: where the tokens of each span begin in the batch."""
+    start: torch.Tensor
+    """First position of the span."""
+    known: torch.Tensor
+    """Number of known tokens."""
+    shown: torch.Tensor
+    """How many of them the model is shown; the positions after them are of the block,
+    or masks."""
+    decides: torch.Tensor
+    """[n] bool: whether the step decides positions of the block; False in a prefill
+    chunk and where lost keys are made again."""
+    decides_np: np.ndarray
+    """[n] bool: the same on the CPU."""
+    block_start: torch.Tensor
+    """First position of the block under denoising."""
+    block_length: torch.Tensor
+    """Number of its positions."""
+    width: int
+    """No block of the batch is longer."""
+    rows_np: np.ndarray
+    """[n] int64, on the CPU: rows that hold all of the block, if the step decides any
+    of it: as many as the block has positions, or more at the end of a request. Never
+    more than the positions that are forwarded."""
+    owner: torch.Tensor
+    """[num_tokens] int64: index in the batch of the request that a token belongs to."""
+    position: torch.Tensor
+    """[num_tokens] int64: of each token, in the sequence of its branch."""
+    first_row: torch.Tensor | None = None
+    """First position that a row of the step predicts; None where all of the block have
+    one."""
+    leads: torch.Tensor | None = None
+    """[n] bool: the step decides the first position of the block and nothing else,
+    whatever the rule says; None if no step of the batch does."""
+    branches: Branches | None = None
+    """Unconditional branches; None if no request of the batch is guided."""
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    @property
+    def length(self) -> torch.Tensor:
+        """Number of tokens forwarded."""
+        return self.query_start.diff()
+
+    def attach(self, input_batch: InputBatch) -> None:
+        input_batch.dllm_spans = self
+
+    @staticmethod
+    def of(input_batch: InputBatch) -> "SpanBatch | None":
+        """The spans of a batch, None if it is a dummy."""
+        return getattr(input_batch, "dllm_spans", None)

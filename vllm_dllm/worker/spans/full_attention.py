@@ -1,0 +1,129 @@
+"""Full attention: every position sees the whole sequence.
+
+A span is one row of attention that sees the keys of the whole sequence, from the cache
+where the span does not hold them. A guided request has a row for each branch.
+"""
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.request import Decoding
+from vllm_dllm.span import FullAttention, Plan
+from vllm_dllm.worker.spans.base import Layout
+from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.branches import guided_rows, place_branches
+from vllm_dllm.worker.spans.rows import AttentionRows, whole_rows
+
+
+class FullAttentionLayout(Layout):
+    def __init__(
+        self, config: DllmConfig, num_slots: int, device: torch.device
+    ) -> None:
+        super().__init__(config, num_slots, device)
+        self.page = config.facts.page_size
+        self.keeps_keys = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        """Whether steps read keys of earlier steps."""
+        self.seq_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """Length of each sequence, the suffix included."""
+        self.seq_len_np = np.zeros(num_slots, dtype=np.int64)
+        self.suffix = torch.zeros(num_slots, 1, dtype=torch.int64, device=device)
+        """What follows the canvas, left-aligned; grows with the longest."""
+        self.infills_np = np.zeros(num_slots, dtype=bool)
+        """Whether there is a suffix."""
+        self.branch = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """Where the unconditional branch lies (span.py); 0 without guidance."""
+        self.branch_np = np.zeros(num_slots, dtype=np.int64)
+        self.cfg_scale = torch.zeros(num_slots, device=device)
+        self.row_seq_lens = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        """Keys that each request of a step sees. In one place, where CUDA graphs find
+        it."""
+
+    @staticmethod
+    def max_rows(config: DllmConfig, max_num_reqs: int, max_num_tokens: int) -> int:
+        return 3 * max_num_reqs  # two branches, and what lies between them
+
+    @staticmethod
+    def max_logit_rows(
+        config: DllmConfig, max_num_reqs: int, max_num_tokens: int
+    ) -> int:
+        return max_num_tokens  # blocks are as long as requests want them
+
+    def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
+        super().add_request(slot, decoding, plan)
+        assert isinstance(plan, FullAttention)
+        self.keeps_keys[slot] = plan.cache != "none"
+        self.seq_len[slot] = self.seq_len_np[slot] = plan.end
+        self.branch[slot] = self.branch_np[slot] = plan.twin
+        self.cfg_scale[slot] = decoding.cfg_scale
+        self.infills_np[slot] = plan.suffix > 0
+        missing = plan.suffix - self.suffix.shape[1]
+        if missing > 0:
+            self.suffix = torch.nn.functional.pad(self.suffix, (0, missing))
+        self.suffix[slot, : plan.suffix] = torch.tensor(decoding.suffix_token_ids)
+
+    def lay_out(self, input_batch: InputBatch, known: torch.Tensor) -> SpanBatch:
+        spans = super().lay_out(input_batch, known)
+        slot, slot_np = spans.slot, spans.slot_np
+        # A step that decides nothing makes the keys of the block's refresh again, which
+        # saw nothing but masks in it.
+        spans.shown = torch.where(spans.decides, known, spans.block_start)
+        if self.shift:
+            # No row of a cached step predicts the first position of its block, so a
+            # refresh decides that one, and nothing else (Fast-dLLM on Dream).
+            spans.first_row = spans.start + self.shift
+            spans.leads = (spans.start == 0) & self.keeps_keys[slot]
+        if not self.is_uniform(slot_np):
+            branches = spans.branches = place_branches(
+                input_batch,
+                self.seq_len_np[slot_np],
+                self.branch_np[slot_np],
+                self.branch[slot],
+                self.cfg_scale[slot],
+                spans.owner,
+            )
+            offset = self.branch[slot][spans.owner]
+            spans.position = spans.position - offset * branches.unconditional
+            spans.rows_np = np.minimum(spans.rows_np, branches.half_np)
+        return spans
+
+    def is_uniform(self, slot_np: np.ndarray) -> bool:
+        return not self.branch_np[slot_np].any()
+
+    def token_ids(
+        self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
+    ) -> torch.Tensor:
+        ids = super().token_ids(spans, blocks, all_token_ids)
+        slot, position = spans.slot[spans.owner], spans.position
+        if self.infills_np[spans.slot_np].any():
+            end = self.end[slot]
+            column = (position - end).clamp(0, self.suffix.shape[1] - 1)
+            inside = (position >= end) & (position < self.seq_len[slot])
+            ids = torch.where(inside, self.suffix[slot, column], ids)
+        if spans.branches is not None:
+            given = (position < self.origin[slot]) | (position >= self.end[slot])
+            hidden = spans.branches.unconditional & given
+            ids = ids.masked_fill(hidden, self.mask_token_id)
+        return ids
+
+    def attention_rows(
+        self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None
+    ) -> AttentionRows:
+        if spans is not None and spans.branches is not None:
+            ends_np = self.seq_len_np[spans.slot_np]
+            return guided_rows(input_batch, spans.branches, ends_np, self.page)
+        seq_lens = self.row_seq_lens[:num_reqs].copy_(input_batch.seq_lens[:num_reqs])
+        rows = whole_rows(input_batch, num_reqs, seq_lens)
+        if spans is not None:
+            # At least the span itself: requests of vLLM's warm-up have odd lengths.
+            of_spans, ends = seq_lens[: len(spans)], self.seq_len[spans.slot]
+            torch.maximum(of_spans, ends.int(), out=of_spans)
+            longest = int(self.seq_len_np[spans.slot_np].max())
+            rows.max_seq_len = max(rows.max_seq_len, longest)
+        return rows
+
+    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+        start = spans.block_start
+        same_block = self.block_of(spans.slot, known)[0] == start
+        return torch.where(same_block & self.keeps_keys[spans.slot], start, 0)

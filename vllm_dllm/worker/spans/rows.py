@@ -1,0 +1,62 @@
+"""Attention of spans on stock backends, in rows without a causal mask."""
+
+from dataclasses import dataclass
+
+import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+
+@dataclass
+class AttentionRows:
+    """What the backend sees as its requests."""
+
+    query_start: torch.Tensor
+    """[num_rows + 1] int32: first query of each row, on the CPU."""
+    query_start_device: torch.Tensor
+    """The same on the device."""
+    seq_lens: torch.Tensor
+    """[num_rows] int32: number of keys that a row sees."""
+    max_query_len: int
+    max_seq_len: int
+    """No row sees more keys."""
+    owner: torch.Tensor | None = None
+    """[num_rows] int64: index in the batch of the request that a row belongs to; None
+    if the rows are the requests."""
+    first_page: torch.Tensor | None = None
+    """[num_rows] int64: where in the request's block table a row's keys begin; None if
+    all begin at its start."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.seq_lens)
+
+    def block_table(self, table: torch.Tensor) -> torch.Tensor:
+        """The block tables of the rows, from those of the requests.
+
+        table: [num_reqs, max_pages] int32 -> [num_rows, max_pages] int32.
+        """
+        if self.owner is None:
+            return table
+        table = table[self.owner]
+        if self.first_page is None:
+            return table
+        pages = torch.arange(table.shape[1], device=table.device)
+        shifted = self.first_page.unsqueeze(1) + pages
+        return table.gather(1, shifted.clamp(max=table.shape[1] - 1))
+
+
+def whole_rows(
+    input_batch: InputBatch, num_reqs: int, seq_lens: torch.Tensor
+) -> AttentionRows:
+    """One row per request, which sees `seq_lens` ([num_reqs] int32) keys.
+
+    Nothing is copied: a CUDA graph of the whole model reads the runner's own tensors,
+    and `seq_lens`, at every replay.
+    """
+    return AttentionRows(
+        query_start=torch.from_numpy(input_batch.query_start_loc_np[: num_reqs + 1]),
+        query_start_device=input_batch.query_start_loc[: num_reqs + 1],
+        seq_lens=seq_lens,
+        max_query_len=int(input_batch.num_scheduled_tokens[:num_reqs].max()),
+        max_seq_len=int(input_batch.seq_lens_cpu_upper_bound[:num_reqs].max()),
+    )

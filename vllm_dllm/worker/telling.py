@@ -1,0 +1,68 @@
+"""Telling: what requests that asked for it are told of a step, besides tokens."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vllm_dllm.report import Draft, StepReport
+from vllm_dllm.request import Decoding
+from vllm_dllm.worker.canvas_batch import CanvasBatch
+
+
+@dataclass
+class Outcome:
+    """A step that was taken."""
+
+    req_ids: list[str]
+    batch: CanvasBatch
+    """After the step."""
+    write: torch.Tensor
+    """[n, width] bool: positions written."""
+    count: torch.Tensor
+    """[n] int32: tokens handed out."""
+    revises: bool
+    """Whether a rule of the batch may replace tokens."""
+
+
+class Telling:
+    """By slot: which requests want to know what."""
+
+    def __init__(self) -> None:
+        self.traced: set[int] = set()
+        """Those that want to know when their tokens were decided."""
+        self.watched: set[int] = set()
+        """Those that want to see every step of their block."""
+
+    def add_request(self, slot: int, decoding: Decoding) -> None:
+        for slots, wanted in (
+            (self.traced, decoding.return_trajectory),
+            (self.watched, decoding.stream_drafts),
+        ):
+            (slots.add if wanted else slots.discard)(slot)
+
+    def report(self, step: Outcome) -> StepReport:
+        """What is sent of a step. Waits for the device."""
+        report, batch = StepReport(), step.batch
+        if step.revises:
+            report.revised = int((step.write & batch.editable).sum())
+        for index, (req_id, slot) in enumerate(
+            zip(step.req_ids, batch.spans.slot_np.tolist(), strict=True)
+        ):
+            if slot not in self.traced and slot not in self.watched:
+                continue
+            first, end = int(batch.first[index]), int(batch.length[index])
+            rest = first + int(step.count[index])
+            if slot in self.traced:
+                decided_at = batch.decided_at[index, first:rest]
+                report.trajectories[req_id] = decided_at.tolist()
+            if slot in self.watched and batch.active[index]:
+                start = int(batch.start[index])
+                tokens = batch.tokens[index].masked_fill(batch.masked[index], -1)
+                changed = step.write[index].nonzero().squeeze(1) + start
+                report.drafts[req_id] = Draft(
+                    start=start + rest,
+                    tokens=tokens[rest:end].tolist(),
+                    changed=changed.tolist(),
+                    step=int(batch.step[index]),
+                )
+        return report
