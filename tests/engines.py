@@ -222,7 +222,9 @@ class Engine:
         deadline = time.monotonic() + 30
         # Workers hear of the end of a request with the next step, an empty one.
         while any(held := self.llm.collective_rpc(held_by_requests)):
-            assert time.monotonic() < deadline, f"held (slots, saved blocks): {held}"
+            assert time.monotonic() < deadline, (
+                f"held (slots, saved blocks, logprobs, rules): {held}"
+            )
             time.sleep(0.05)
 
     def close(self) -> None:
@@ -271,11 +273,15 @@ def forward_counts(worker: Any) -> dict[str, int]:
     return worker.model_runner.test_forwards
 
 
-def held_by_requests(worker: Any) -> tuple[int, int] | None:
-    runner = worker.model_runner
-    slots = runner.req_states.max_num_reqs - len(runner.req_states.free_indices)
-    saved = len(runner.model_state.canvas._suspended)
-    return (slots, saved) if slots or saved else None
+def held_by_requests(worker: Any) -> tuple[int, ...] | None:
+    runner, slots = worker.model_runner, worker.model_runner.model_state.slots
+    held = (
+        runner.req_states.max_num_reqs - len(runner.req_states.free_indices),
+        len(slots.suspended.saved),
+        len(slots.logprobs.kept),
+        len(slots.sampling.rules),
+    )
+    return held if any(held) else None
 
 
 class Server:

@@ -275,7 +275,7 @@ def test_a_worker_of_the_users_own_is_kept() -> None:
     assert config.parallel_config.worker_cls == "my.module.Worker"
 
 
-FULL = Facts(full_attention=True, rule_names={"threshold": "confidence_threshold"})
+FULL = Facts(attention="full", rule_names={"threshold": "confidence_threshold"})
 
 
 def test_facts_arrive_in_every_process() -> None:
@@ -305,8 +305,8 @@ def test_a_copy_with_other_facts_leaves_the_first_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("facts", {"full_attention": True}),
-        ("_facts", {"full_attention": True}),
+        ("facts", {"attention": "full"}),
+        ("_facts", {"attention": "full"}),
         ("full_attention", True),
         ("shifted_logits", True),
         ("eos_token_id", 3),

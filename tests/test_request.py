@@ -369,7 +369,7 @@ def test_a_check_of_sampling_parameters_is_one_of_our_fields_too() -> None:
 
 
 FACTS = Facts(
-    full_attention=True,
+    attention="full",
     rule_names={"threshold": "confidence_threshold"},
     eos_token_id=1,
     max_model_len=200,

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def use_whole_blocks(worker: Any, wanted: bool) -> None:
-    worker.model_runner.model_state.canvas.whole_blocks = wanted
+    worker.model_runner.model_state.slots.canvas.whole_blocks = wanted
 
 
 def warm_up(worker: Any) -> None:

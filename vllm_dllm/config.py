@@ -8,7 +8,7 @@ which reaches every process inside `VllmConfig`.
 
 import json
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -29,9 +29,8 @@ class Facts(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
-    full_attention: bool = False
-    """Whether every position sees the whole canvas, and not just its own block and
-    those before it."""
+    attention: Literal["block_causal", "full"] = "block_causal"
+    """What a position sees: its own block and those before it, or the whole canvas."""
     shifted_logits: bool = False
     """Whether the row of position p predicts position p + 1."""
     clean_confidence: bool = False
@@ -49,6 +48,10 @@ class Facts(BaseModel):
     page_size: int = 1
     """KV page in tokens."""
     vocab_size: int = UNBOUNDED
+
+    @property
+    def full_attention(self) -> bool:
+        return self.attention == "full"
 
 
 class DllmConfig(RuleParams):

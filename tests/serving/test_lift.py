@@ -31,7 +31,7 @@ def registered() -> None:
 BLOCK_CAUSAL = DllmConfig.build({"block_size": 8, "mask_token_id": 255})
 FULL = DllmConfig.build(
     {"block_size": 8, "mask_token_id": 255, "algorithm": "low_confidence"},
-    facts=Facts(full_attention=True, rule_names={"threshold": "confidence_threshold"}),
+    facts=Facts(attention="full", rule_names={"threshold": "confidence_threshold"}),
 )
 
 LIFTED: list[tuple[dict[str, Any], dict[str, Any]]] = [

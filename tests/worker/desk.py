@@ -48,8 +48,8 @@ FAMILIES = {
         vocab_size=VOCAB,
     ),
 }
-Logits = Callable[[int], torch.Tensor]
-"""[rows, vocab] for a number of rows."""
+Logits = Callable[[CanvasBatch, int], torch.Tensor]
+"""[rows, vocab] for a batch of blocks and a number of rows."""
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Running:
     """A request of the desk."""
 
     name: str
+    prompt: list[int]
+    params: SamplingParams
     slot: int
     plan: Plan
     end: int
@@ -101,22 +103,23 @@ class Desk:
         self.running: dict[str, Running] = {}
 
     def add(
-        self, name: str, prompt: list[int], dllm: dict[str, Any] | None = None, **asked: Any
+        self,
+        name: str,
+        prompt: list[int],
+        dllm: dict[str, Any] | None = None,
+        **asked: Any,
     ) -> Running:
-        """Start a request; `dllm`: its `dllm_*` fields, `asked`: its `SamplingParams`."""
+        """Start a request with the `dllm_*` fields `dllm`, and `SamplingParams`."""
         fields = {f"dllm_{key}": value for key, value in (dllm or {}).items()}
         asked = {"temperature": 0, "max_tokens": 8, "extra_args": fields, **asked}
         params = SamplingParams(**asked)
         max_tokens = min(params.max_tokens, MAX_LEN - len(prompt))
         decoding = decoding_of(params, self.config, max_tokens)
         plan = plan_of(decoding, self.config, len(prompt), max_tokens)
-        taken = {request.slot for request in self.running.values()}
-        slot = next(s for s in range(len(self.all_token_ids)) if s not in taken)
+        slot = self.free_slots()[0]
         end = len(prompt) + max_tokens
-        request = Running(name, slot, plan, end, known=len(prompt))
-        self.running[name] = request
-        self.slots.add_request(name, slot, params, len(prompt), MAX_LEN)
-        self.all_token_ids[slot, : len(prompt)] = torch.tensor(prompt)
+        request = Running(name, prompt, params, slot, plan, end, known=len(prompt))
+        self._place(request)
         return request
 
     def step(self, logits: Logits, *names: str) -> Step:
@@ -130,11 +133,44 @@ class Desk:
             spans, self.slots.canvas.tokens.values, self.all_token_ids
         )
         batch, rows = self.sampler.gather(spans)
-        values = logits(len(rows))
-        output = self.sampler.denoise(values, batch, input_batch, None)
+        if any(span.canvas for span in planned):
+            values = logits(batch, len(rows))
+            output = self.sampler.denoise(values, batch, input_batch, None)
+        else:
+            output = self.sampler.commit_only(spans)
         for index, (request, span) in enumerate(zip(requests, planned, strict=True)):
             self._go_on(index, request, span, output)
         return Step(spans, batch, token_ids, rows, output)
+
+    def preempt(self, name: str) -> None:
+        """Take its slot and its keys from a request, and let it go on in another slot,
+        after a third one has used both."""
+        request = self.running.pop(name)
+        self.slots.suspend(name, request.slot)
+        self.slots.release(request.slot)
+        for other in ("x", "y"):
+            self.add(other, [5, 6, 7], {"algorithm": "credit"}, logprobs=3)
+        for _ in range(3):
+            self.step(TableLogits(99), "x", "y")
+        for other in ("x", "y"):
+            self.slots.release(self.running.pop(other).slot)
+        free = self.free_slots()
+        request.slot = next(s for s in [*free[1:], *free] if s != request.slot)
+        request.computed = 0
+        self._place(request)
+
+    def free_slots(self) -> list[int]:
+        taken = {request.slot for request in self.running.values()}
+        return [s for s in range(len(self.all_token_ids)) if s not in taken]
+
+    def _place(self, request: Running) -> None:
+        self.running[request.name] = request
+        prompt_len = len(request.prompt)
+        self.slots.add_request(
+            request.name, request.slot, request.params, prompt_len, MAX_LEN
+        )
+        tokens = torch.tensor([*request.prompt, *request.answer])
+        self.all_token_ids[request.slot, : len(tokens)] = tokens
 
     def _go_on(
         self, index: int, request: Running, span: Span, output: SamplerOutput
@@ -185,11 +221,17 @@ def batch_of(requests: list[Running], planned: list[Span]) -> Any:
     )
 
 
-def random_logits(seed: int, sharpness: float = 3.0) -> Logits:
-    """Normal ones; the sharper, the surer."""
-    generator = torch.Generator().manual_seed(seed)
+class TableLogits:
+    """Those of a position and a step of its block, in whatever batch."""
 
-    def logits(rows: int) -> torch.Tensor:
-        return torch.randn(rows, VOCAB, generator=generator) * sharpness
+    def __init__(self, seed: int, sharpness: float = 3.0) -> None:
+        """The sharper, the surer."""
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(997, VOCAB, generator=generator) * sharpness
 
-    return logits
+    def __call__(self, batch: CanvasBatch, rows: int) -> torch.Tensor:
+        request, column = batch.cell
+        place = 7 * batch.position[request, column] + 131 * batch.step[request]
+        # Rows of second branches follow; what they say matters little here.
+        place = torch.nn.functional.pad(place, (0, rows - len(place)), value=5)
+        return self.table[place % len(self.table)]

@@ -104,7 +104,7 @@ def add_stop_tokens() -> None:
 def size_attention_for_rows() -> None:
     """Make room for our rows of attention in the buffers of its backends.
 
-    A span may be many rows (worker/attention.py). FlashAttention and FlashInfer size
+    A span may be many rows (worker/spans/). FlashAttention and FlashInfer size
     their buffers for `max_num_seqs` requests, so a long prefill would not fit. Called
     by workers; the second call does nothing. Removable when a model state can say how
     many rows it makes.
@@ -112,7 +112,7 @@ def size_attention_for_rows() -> None:
     from vllm.v1.worker.gpu import model_runner
 
     from vllm_dllm.config import DllmConfig
-    from vllm_dllm.worker.attention import max_rows
+    from vllm_dllm.worker.spans.registry import layout_class
 
     def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
         def init_attn_backend(
@@ -121,10 +121,8 @@ def size_attention_for_rows() -> None:
             if is_ours(vllm_config.model_config):
                 config = DllmConfig.of(vllm_config.model_config)
                 scheduler = copy.copy(vllm_config.scheduler_config)
-                scheduler.max_num_seqs = max_rows(
-                    scheduler.max_num_seqs,
-                    scheduler.max_num_batched_tokens,
-                    None if config.facts.full_attention else config.block,
+                scheduler.max_num_seqs = layout_class(config.facts).max_rows(
+                    config, scheduler.max_num_seqs, scheduler.max_num_batched_tokens
                 )
                 vllm_config = copy.copy(vllm_config)
                 vllm_config.scheduler_config = scheduler

@@ -111,7 +111,7 @@ class DecodingRule(Protocol):
 
 @dataclass
 class Bonus:
-    """What a rule adds to the logits of `rows` positions before candidates are found."""
+    """What a rule adds to the logits of `rows` positions, for their candidates."""
 
     tokens: torch.Tensor
     """[rows, k] int64; a token that stands twice has the same value twice."""

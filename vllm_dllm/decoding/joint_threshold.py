@@ -10,6 +10,8 @@ The block is done after a step that began without a mask and replaced nothing, o
 
 from typing import ClassVar
 
+import torch
+
 from vllm_dllm.decoding.base import CanvasStep, Decision, best
 
 
@@ -19,7 +21,7 @@ class JointThreshold:
     )
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = True
-    reshapes: ClassVar[bool] = False
+    memory: ClassVar[dict[str, torch.dtype]] = {}
 
     def decide(self, canvas: CanvasStep) -> Decision:
         masked, confidence = canvas.masked, canvas.confidence

@@ -91,7 +91,7 @@ def canvas_length(block_size: int | None) -> int:
 
 def captures_any_batch(vllm_config: "VllmConfig") -> bool:
     """Whether a whole model is to be captured for batches whose attention rows are not
-    their requests (worker/attention.py)."""
+    their requests (worker/spans/)."""
     mode = vllm_config.compilation_config.cudagraph_mode
     if mode is None or vllm_config.model_config.enforce_eager:
         return False

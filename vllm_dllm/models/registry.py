@@ -33,12 +33,12 @@ _SDAR = {"block_size": 4, "threshold": 0.85}
 _LLADA = {"block_size": 32, "algorithm": "low_confidence"}
 _DREAM = {"algorithm": "neg_entropy"}
 _LLADA_FACTS = Facts(
-    full_attention=True,
+    attention="full",
     clean_confidence=True,
     rule_names={"threshold": "confidence_threshold"},
 )
 _DREAM_FACTS = Facts(
-    full_attention=True,
+    attention="full",
     shifted_logits=True,
     rule_names={"threshold": "confidence_threshold", "entropy": "neg_entropy"},
 )

@@ -98,7 +98,8 @@ class Canvas:
             wanted = masked | (editable & revises.unsqueeze(1))
             if predicted is not None:
                 wanted &= predicted
-            cell = wanted.nonzero(as_tuple=True)
+            request, position = wanted.nonzero(as_tuple=True)
+            cell = request, position
         began_without_mask = spans.decides & ~masked.any(dim=1)
         return CanvasBatch(
             spans=spans,

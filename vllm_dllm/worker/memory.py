@@ -85,5 +85,7 @@ class BlockTable:
         return self.values[slot].clone()
 
     def restore(self, slot: int, saved: torch.Tensor) -> None:
-        block = (slice(len(saved)),) * self.dims
-        self.values[(slot, *block)] = saved
+        part = self.values[slot]
+        for dim, length in enumerate(saved.shape):
+            part = part.narrow(dim, 0, length)
+        part.copy_(saved)

@@ -1,4 +1,4 @@
-"""DenoisingModelState: what a batch of spans needs of the model, and of its requests."""
+"""DenoisingModelState: a batch of spans as inputs and attention metadata."""
 
 from typing import Any
 

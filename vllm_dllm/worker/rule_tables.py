@@ -43,9 +43,8 @@ class RuleTables:
         self.algorithm[slot] = decoding.algorithm
         self.revises[slot] = rule.revises
         if "time" in rule.needs:
-            self._set_time(
-                slot, time_grid(decoding.parameters["steps"], decoding.parameters["eps"])
-            )
+            steps, eps = decoding.parameters["steps"], decoding.parameters["eps"]
+            self._set_time(slot, time_grid(int(steps), eps))
         for name, dtype in rule.memory.items():
             if name not in self.memory:
                 shape = (len(self.algorithm), block)

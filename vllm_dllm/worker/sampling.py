@@ -127,7 +127,10 @@ class Sampling:
         slot_np = batch.spans.slot_np
         # Filters alone change nothing: the most likely token stays.
         chosen = np.logical_or.reduce(
-            [self.uses[n][slot_np] for n in ("temperature", "no_eos", "late_end", "rules")]
+            [
+                self.uses[n][slot_np]
+                for n in ("temperature", "no_eos", "late_end", "rules")
+            ]
         )
         if not chosen.any():
             return found
@@ -142,7 +145,9 @@ class Sampling:
         uses = {name: slots[slot_np] for name, slots in self.uses.items()}
 
         def flags(name: str) -> torch.Tensor | None:
-            return async_tensor_h2d(uses[name], self.device) if uses[name].any() else None
+            return (
+                async_tensor_h2d(uses[name], self.device) if uses[name].any() else None
+            )
 
         return StepSampling(
             top_k=self.top_k[slot] if uses["top_k"].any() else None,
@@ -151,7 +156,11 @@ class Sampling:
             no_eos=flags("no_eos"),
             late_end=flags("late_end"),
             rules=[
-                (index, self.rules[slot_np[index]], batch.sequence(index, all_token_ids))
+                (
+                    index,
+                    self.rules[slot_np[index]],
+                    batch.sequence(index, all_token_ids),
+                )
                 for index in np.flatnonzero(uses["rules"]).tolist()
             ],
         )

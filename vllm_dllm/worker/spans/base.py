@@ -111,7 +111,9 @@ class Layout(ABC):
             spans.decides, spans.block_start + spans.block_length, 0
         )[owner]
         column = (position - block_start).clamp(0, blocks.shape[1] - 1)
-        ids = torch.where(position < block_end, blocks[slot, column], self.mask_token_id)
+        ids = torch.where(
+            position < block_end, blocks[slot, column], self.mask_token_id
+        )
         last = all_token_ids.shape[1] - 1
         known_ids = all_token_ids[slot, position.clamp(max=last)]
         return torch.where(position < shown, known_ids, ids)
