@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from math import ceil
 from random import Random
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.decodings import decoding
 from vllm_dllm import span
+from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.span import (
     UNBOUNDED,
     BlockCausal,
@@ -19,7 +22,8 @@ from vllm_dllm.span import (
     Span,
     full_attention_grid,
 )
-from vllm_dllm.worker.canvas import Canvas
+from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.registry import LAYOUTS
 
 blocks = st.one_of(st.integers(1, 9), st.sampled_from([16, 32]))
 caches = st.sampled_from(["none", "prefix", "dual"])
@@ -185,30 +189,47 @@ def test_a_page_holds_whole_blocks(block: int, granularity: int) -> None:
 class Worker:
     """The worker's half of the arithmetic, which has to agree with the plan's."""
 
-    def __init__(self, plan: Plan, steps: int, max_len: int) -> None:
-        cpu, full = torch.device("cpu"), isinstance(plan, FullAttention)
+    def __init__(self, plan: Plan, steps: int) -> None:
         self.plan = plan
-        self.canvas = Canvas(3, 2, 99, cpu, full_attention=full)
+        attention = "full" if isinstance(plan, FullAttention) else "block_causal"
+        config = DllmConfig.build(
+            {"block_size": plan.grid.block, "mask_token_id": 99},
+            facts=Facts(attention=attention),
+        )
+        self.layout = LAYOUTS[attention](config, 3, torch.device("cpu"))
         guided = isinstance(plan, FullAttention) and plan.twin
         suffix = plan.suffix if isinstance(plan, FullAttention) else 0
-        params = decoding(
+        settled = decoding(
             steps=steps,
             cfg_scale=1.0 if guided else 0.0,
             suffix_token_ids=[*range(suffix)],
         )
-        self.canvas.add_request("a", 1, params, plan, max_len)
+        self.layout.add_request(1, settled, plan)
 
-    def check_block(self, known: int) -> None:
-        start, length = self.canvas.block_of(torch.tensor([1]), torch.tensor([known]))
-        grid = self.plan.grid
-        assert start.tolist() == [grid.start_of(known)]
-        assert (start + length).tolist() == [grid.end_of(known)]
+    def lay_out(self, got: Span) -> SpanBatch:
+        """The worker knows of a span where it starts and how many tokens it has."""
+        batch = SimpleNamespace(
+            num_reqs=1,
+            num_tokens=got.length,
+            idx_mapping=torch.tensor([1]),
+            idx_mapping_np=np.array([1]),
+            num_scheduled_tokens=np.array([got.length]),
+            num_draft_tokens_per_req=np.array([got.canvas]),
+            num_computed_tokens_np=np.array([got.start]),
+            query_start_loc=torch.tensor([0, got.length]),
+            query_start_loc_np=np.array([0, got.length]),
+            positions=torch.arange(got.start, got.start + got.length),
+        )
+        return self.layout.lay_out(batch, torch.tensor([got.known]))
 
-    def check_next_start(self, got: Span, known_after: int) -> None:
-        # The worker knows of a span where it starts and how many tokens it has.
-        end = torch.tensor([got.start + got.length])
-        known = torch.tensor([got.known]), torch.tensor([known_after])
-        next_start = self.canvas.next_start(torch.tensor([1]), end, *known)
+    def check(self, got: Span, known_after: int) -> None:
+        """After a span of at least one position."""
+        spans, grid = self.lay_out(got), self.plan.grid
+        start, length = int(spans.block_start), int(spans.block_length)
+        assert start == grid.start_of(got.known)
+        assert start + length == grid.end_of(got.known)
+        assert int(spans.start) == got.start
+        next_start = self.layout.next_start(spans, torch.tensor([known_after]))
         assert next_start.tolist() == [self.plan.next_start(got, known_after)]
 
 
@@ -233,7 +254,7 @@ class PlayedRequest:
 
     def __post_init__(self) -> None:
         self.known = self.prompt
-        self.worker = Worker(self.plan, self.steps, self.end)
+        self.worker = Worker(self.plan, self.steps)
         self.start_block()
 
     def start_block(self) -> None:
@@ -246,11 +267,10 @@ class PlayedRequest:
 
     def finish(self, got: Span, random: Random) -> None:
         """What happens once a span was forwarded."""
-        self.worker.check_block(self.known)
         if got.canvas:
             assert got.known + got.canvas == self.plan.grid.end_of(got.known)
             self.denoise(random)
-        self.worker.check_next_start(got, self.known)
+        self.worker.check(got, self.known)
         self.computed = self.plan.next_start(got, self.known)
 
     def denoise(self, random: Random) -> None:
