@@ -23,10 +23,11 @@ serve: install ## serve MODEL on PORT; ARGS go to `vllm serve`
 test: install ## run the tests; ARGS go to pytest
 	@source tools/cpu_env.sh; set -x; exec $(BIN)/python -m pytest $(ARGS)
 
-lint: install ## ruff, ruff format and mypy, all read-only
+lint: install ## ruff, ruff format, mypy and import-linter, all read-only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 lock: install ## pin vLLM's CPU requirements afresh in requirements/cpu.txt
 	$(BIN)/python tools/lock_cpu.py
