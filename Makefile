@@ -6,11 +6,12 @@ PYTHON ?= python3
 MODEL ?= models/tiny-llada2
 PORT ?= 8000
 ARGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo 'Variables: PYTHON=$(PYTHON) MODEL=$(MODEL) PORT=$(PORT) ARGS="extra arguments"'
+	@echo 'Variables: PYTHON=$(PYTHON) MODEL=$(MODEL) PORT=$(PORT) WORKERS=$(WORKERS) ARGS="extra arguments"'
 
 install: ## make .venv: vLLM for CPU, this project (editable), development tools
 	@PYTHON='$(PYTHON)' tools/install.sh
@@ -20,8 +21,9 @@ serve: install ## serve MODEL on PORT; ARGS go to `vllm serve`
 	VLLM_PLUGINS=dllm exec $(BIN)/vllm serve $(MODEL) --port $(PORT) \
 	--served-model-name $(notdir $(patsubst %/,%,$(MODEL))) $(MODEL) $(ARGS)
 
-test: install ## run the tests; ARGS go to pytest
-	@source tools/cpu_env.sh; set -x; exec $(BIN)/python -m pytest $(ARGS)
+test: install ## run the tests in WORKERS processes; ARGS go to pytest
+	@source tools/cpu_env.sh; set -x; \
+	exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: install ## ruff, ruff format, mypy and import-linter, all read-only
 	$(BIN)/ruff check .

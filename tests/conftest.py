@@ -1,14 +1,18 @@
 """Fixtures for engines and servers, and the order in which tests use them."""
 
 import os
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
-from tests.engines import OFFLINE, SERVERS, Engine, OneAtATime, Server
+from tests.engines import Engine, OneAtATime
+from tests.servers import Server
+from tests.specs import OFFLINE, SERVERS, EngineSpec
 
 # vLLM reads them when it is imported, which happens later.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -24,22 +28,44 @@ settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
-FIXTURES = {"engine": list(OFFLINE), "server": list(SERVERS)}
+GROUP = "group"
+SHARED: Mapping[str, dict[str, EngineSpec]] = {"engine": OFFLINE, "server": SERVERS}
+"""What a fixture starts for all tests that name it."""
+
+
+def shared_by(item: pytest.Item) -> tuple[str, str] | None:
+    """The fixture and the name of the engine or server that a test shares."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return next(((kind, params[kind]) for kind in SHARED if kind in params), None)
+
+
+def group_of(item: pytest.Item) -> str | None:
+    """Tests of a group run in one process, one after the other: those that share an
+    engine or start their own in one file; and all whose engines take every core."""
+    if shared := shared_by(item):
+        kind, name = shared
+        return "ranks" if SHARED[kind][name].ranks > 1 else f"{kind}-{name}"
+    starts = any(map(item.get_closest_marker, SHARED))
+    return item.path.stem if starts else None
+
+
+def place_of(item: pytest.Item) -> tuple[int, int]:
+    """Tests without an engine first; then those of each engine in one run."""
+    if shared := shared_by(item):
+        kind, name = shared
+        return 2 + list(SHARED).index(kind), list(SHARED[kind]).index(name)
+    return int(group_of(item) is not None), 0
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests without an engine first; then those of each engine in one run."""
-
-    def place(item: pytest.Item) -> tuple[int, int]:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        for rank, (fixture, names) in enumerate(FIXTURES.items(), start=1):
-            if fixture in params:
-                item.add_marker(fixture)
-                return rank, names.index(params[fixture])
-        return 0, 0
-
-    items.sort(key=place)
+    """Mark, sort and group them (pytest-xdist begins with the largest group)."""
+    for item in items:
+        if shared := shared_by(item):
+            item.add_marker(shared[0])
+        if group := group_of(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=place_of)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +81,7 @@ def engine(request: pytest.FixtureRequest, running: OneAtATime) -> Iterator[Engi
 
     After every test all of its pages and slots must be free again.
     """
-    engine = running.engine(request.param)
+    engine = running.engine(OFFLINE[request.param])
     try:
         engine.forget_prefixes()
         yield engine
@@ -72,16 +98,29 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Server:
     """The server named by `@uses_server`."""
-    return running.server(request.param, tmp_path_factory.mktemp("server"))
+    return running.server(SERVERS[request.param], tmp_path_factory.mktemp("server"))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the end of the server's log with a failed test."""
+    """Say which group a test is of, and show the end of a server's log if it failed."""
     report = yield
+    report.user_properties.append((GROUP, group_of(item) or "no engine"))
     server: Any = getattr(item, "funcargs", {}).get("server")
     if report.failed and isinstance(server, Server):
         report.sections.append(("vllm serve", server.log_tail()))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each engine or server took, its start included."""
+    seconds: Counter[str] = Counter()
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        properties = dict(getattr(report, "user_properties", ()))
+        if GROUP in properties:
+            seconds[properties[GROUP]] += report.duration
+    terminalreporter.section("seconds of each group")
+    for group, spent in seconds.most_common():
+        terminalreporter.write_line(f"{spent:7.1f} {group}")

@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from tests.adapters import Adapter, make_adapter
-from tests.engines import Engine, EngineSpec, OneAtATime, Server, tokens_of, uses
+from tests.engines import Engine, OneAtATime, tokens_of, uses
 from tests.full_attention import guided_cases
 from tests.golden_cases import Case, differences, golden_cases, too_many_forwards
+from tests.servers import Server
+from tests.specs import EngineSpec
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -63,7 +64,7 @@ def ask(engine: Engine, asked: list[Asked]) -> list[str]:
     return wrong + too_many_forwards(cases, [engine.forwards(o) for o in outputs])
 
 
-@uses("sdar16-lora", "llada-lora", "dream-lora", "llada-lora-tp2")
+@uses("sdar16", "llada", "dream", "llada-tp2")
 def test_a_batch_of_several_adapters(
     engine: Engine, adapters: dict[str, list[Adapter]]
 ) -> None:
@@ -79,7 +80,7 @@ def test_a_batch_of_several_adapters(
     assert len(adapted & plain) < len(adapted) / 4, "the adapters do too little"
 
 
-@uses("llada-lora", "dream-lora")
+@uses("llada", "dream")
 def test_guidance_with_adapters(
     engine: Engine, adapters: dict[str, list[Adapter]]
 ) -> None:
@@ -88,7 +89,7 @@ def test_guidance_with_adapters(
     assert ask(engine, asked) == []
 
 
-@uses("sdar16-lora")
+@uses("sdar16")
 def test_pages_of_an_adapter_are_its_own(
     engine: Engine, adapters: dict[str, list[Adapter]]
 ) -> None:
@@ -105,7 +106,7 @@ def test_pages_of_an_adapter_are_its_own(
     assert ask(engine, asked) == []
 
 
-@uses("sdar16-lora", "llada-lora")
+@uses("sdar16", "llada")
 def test_preempted_requests_keep_their_adapters(
     engine: Engine, adapters: dict[str, list[Adapter]]
 ) -> None:
@@ -118,24 +119,19 @@ def test_preempted_requests_keep_their_adapters(
     assert differences(cases, [tokens_of(output) for output in outputs]) == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def adapter_server(
     adapters: dict[str, list[Adapter]],
     running: OneAtATime,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
-    running.close()
+) -> Server:
     modules = [
         json.dumps({"name": a.request.lora_name, "path": a.request.lora_path})
         for a in adapters["llada-pub0"]
     ]
     options = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8}
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    server = Server(
-        EngineSpec("llada-pub0", options={**options, "lora_modules": modules}), log
-    )
-    yield server
-    server.close()
+    spec = EngineSpec("llada-pub0", options={**options, "lora_modules": modules})
+    return running.server(spec, tmp_path_factory.mktemp("server"))
 
 
 @pytest.mark.server

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.engines import TIGHT_MODEL_LEN, Engine, tokens_of, uses
+from tests.engines import Engine, tokens_of, uses
 from tests.golden_cases import MASK, Case, differences, golden_cases, new_cases
+from tests.specs import TIGHT_MODEL_LEN
 
 pytestmark = pytest.mark.timeout(300)
 ALL = ("sdar4", "sdar16", "llada8", "llada32")

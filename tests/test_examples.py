@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.engines import CORE, EngineSpec, OneAtATime, Server
+from tests.engines import OneAtATime, uses_server
+from tests.servers import Server
+from tests.specs import CORE
 
 REPO = Path(__file__).parents[1]
 EXAMPLES = REPO / "examples"
@@ -22,18 +23,6 @@ MODEL = REPO / "models" / "tiny-llada2"
 DOCKERFILES = ["Dockerfile.cpu", "Dockerfile.cuda"]
 SCRIPTS = ["curl.sh", "load_test.sh", "slurm.sbatch"]
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
-
-@pytest.fixture(scope="module")
-def server(running: OneAtATime, tmp_path_factory) -> Iterator[Server]:
-    """The bundled model, with our routes; in place of conftest's."""
-    running.close()
-    log = tmp_path_factory.mktemp("server") / "tiny-llada2.log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_PLUGINS", "dllm")
-        server = Server(EngineSpec(str(MODEL), 32), log)
-    yield server
-    server.close()
 
 
 def run(*command: object, stdin: str = "", code: int = 0, **env: str) -> str:
@@ -55,7 +44,7 @@ def run_python(name: str, *arguments: object, **options: str) -> str:
     return run(sys.executable, EXAMPLES / name, *arguments, **options)
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_openai_client(server: Server) -> None:
     """Prevents an example that the official client no longer runs."""
     out = run_python("openai_client.py", "--base-url", f"{server.url}/v1")
@@ -71,7 +60,7 @@ def test_openai_client(server: Server) -> None:
     assert json.loads(lines[8].removeprefix("JSON:")) == {"result": 42}
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_langchain_chat(server: Server) -> None:
     """Prevents LangChain from dropping our fields on their way in or out."""
     pytest.importorskip("langchain_openai")
@@ -85,7 +74,7 @@ def test_langchain_chat(server: Server) -> None:
     assert chain.endswith("77 30 12  90 63 25 41")
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_curl(server: Server) -> None:
     """Prevents a route or a field from going missing."""
     out = run(EXAMPLES / "curl.sh", URL=server.url, MODEL=Server.MODEL)
@@ -100,14 +89,14 @@ def test_curl(server: Server) -> None:
     assert events[-1]["nfe"] > 2
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_curl_fails_where_the_server_refuses(server: Server) -> None:
     """Prevents a script that ends well after an error."""
     options = {"URL": server.url, "MODEL": "other"}
     assert "does not exist" in run(EXAMPLES / "curl.sh", code=22, **options)
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_terminal_chat_shows_denoising(server: Server) -> None:
     """Prevents a display that skips the drafts, or an answer that it garbles."""
     options = ("--url", server.url, "--once", "Sort: 77 12 30.", "--delay", 0)
@@ -120,7 +109,7 @@ def test_terminal_chat_shows_denoising(server: Server) -> None:
     assert "\x1b[7;33m7" in shown, "the last step's tokens are not marked"
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_terminal_chat_holds_a_conversation(server: Server) -> None:
     """Prevents the end of input from being an error, and a lost second turn."""
     asked = "Solve: 12 + 30.\nUppercase: hello.\n"
@@ -129,14 +118,14 @@ def test_terminal_chat_holds_a_conversation(server: Server) -> None:
     assert re.search(r"12 \+ 30 = 42\n.*HELLO\n", out, re.DOTALL)
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_terminal_chat_passes_on_what_the_server_says(server: Server) -> None:
     """Prevents a traceback where the user gave a bad value."""
     options = ("--url", server.url, "--once", "Hi.", "--threshold", 4)
     assert "dllm_threshold=4.0" in run_python("terminal_chat.py", *options, code=1)
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 @pytest.mark.parametrize("kind", ["random", "questions"])
 def test_load_test(server: Server, kind: str) -> None:
     """Prevents options that `vllm bench serve` no longer has, and downloads."""
@@ -302,7 +291,7 @@ def test_dockerfiles_have_the_versions_of_the_installer() -> None:
     assert f":v{vllm}\n" in (EXAMPLES / "Dockerfile.cuda").read_text()
 
 
-@pytest.mark.server
+@uses_server(MODEL.name)
 def test_dashboard_asks_for_metrics_that_exist(server: Server) -> None:
     """Prevents empty panels, and metrics of ours that no panel shows."""
     dashboard = json.loads((EXAMPLES / "grafana.json").read_text())

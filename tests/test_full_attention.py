@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engines import TIGHT_BUDGET, Engine, tokens_of, uses
+from tests.engines import Engine, tokens_of, uses
 from tests.full_attention import (
     BOTH,
     CACHES,
@@ -24,6 +24,7 @@ from tests.golden_cases import EOS, MASK, differences, golden_cases, reference_m
 from tests.reference import llada_generate
 from tests.reference.kv_cache import Cache
 from tests.reference.llada import LLaDA
+from tests.specs import TIGHT_BUDGET
 
 pytestmark = pytest.mark.timeout(400)
 PAGE = 32

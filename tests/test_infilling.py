@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engines import TIGHT_BUDGET, Engine, Server, tokens_of, uses, uses_server
+from tests.engines import Engine, tokens_of, uses, uses_server
 from tests.full_attention import BOTH, CACHES, case_of, failures, infilling_cases
 from tests.golden_cases import Case, differences
+from tests.servers import Server
+from tests.specs import TIGHT_BUDGET
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.engines import CORE
 from tests.golden_cases import GOLDEN
+from tests.specs import CORE
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.engine]
 

@@ -1,7 +1,6 @@
 """Quantized checkpoints and caches: vLLM's kernels under our models."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ import pytest
 from torch import Tensor
 
 from tests import quantized
-from tests.engines import MODELS, Engine, EngineSpec, OneAtATime, tokens_of
+from tests.engines import Engine, OneAtATime, tokens_of
 from tests.golden_cases import Case
+from tests.specs import MODELS, EngineSpec
 from tools.tiny import skills, tokenizer
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.engine]
@@ -44,16 +44,10 @@ def cache_bytes(worker: Any) -> int:
     return worker.model_runner.kv_caches[0].element_size()
 
 
-@contextmanager
-def engine_of(running: OneAtATime, model: Path, **options: Any) -> Iterator[Engine]:
-    running.close()  # one engine at a time
+def engine_of(running: OneAtATime, model: Path, **options: Any) -> Engine:
     block = 32 if model.name == "tiny-llada2" else None
-    engine = Engine(EngineSpec(str(model), block, {"dtype": "bfloat16", **options}))
-    try:
-        yield engine
-        engine.check_idle()
-    finally:
-        engine.close()
+    options = {"dtype": "bfloat16", **options}
+    return running.engine(EngineSpec(str(model), block, options))
 
 
 def right_sums(engine: Engine, asked: int) -> int:
@@ -69,6 +63,7 @@ def right_sums(engine: Engine, asked: int) -> int:
     for example, output in zip(examples, outputs, strict=True):
         text = codec.decode(tokens_of(output), skip_special_tokens=True)
         right += text == example.answer
+    engine.check_idle()
     return right
 
 
@@ -84,16 +79,16 @@ def test_a_quantized_checkpoint_answers_right(
 ) -> None:
     """Weights under other names, in another order or not there give other answers."""
     model = quantized.quantized(tmp_path / base, MODELS / base, scheme, PLAIN[base])
-    with engine_of(running, model) as engine:
-        [methods] = engine.llm.collective_rpc(linear_methods)
-        assert method in methods.values()
-        kept = methods.get("model.layers.0.self_attn.o_proj")
-        assert kept in (None, "UnquantizedLinearMethod")
-        assert right_sums(engine, 40) >= 37
+    engine = engine_of(running, model)
+    [methods] = engine.llm.collective_rpc(linear_methods)
+    assert method in methods.values()
+    kept = methods.get("model.layers.0.self_attn.o_proj")
+    assert kept in (None, "UnquantizedLinearMethod")
+    assert right_sums(engine, 40) >= 37
 
 
 def test_a_quantized_cache_answers_right(running: OneAtATime) -> None:
     """Keys in 8 bits, of which vLLM chooses the scale."""
-    with engine_of(running, MODELS / "tiny-llada2", kv_cache_dtype="fp8") as engine:
-        assert engine.llm.collective_rpc(cache_bytes) == [1]
-        assert right_sums(engine, 40) >= 37
+    engine = engine_of(running, MODELS / "tiny-llada2", kv_cache_dtype="fp8")
+    assert engine.llm.collective_rpc(cache_bytes) == [1]
+    assert right_sums(engine, 40) >= 37

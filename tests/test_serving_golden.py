@@ -10,12 +10,14 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from tests.engines import SERVER_BUDGET, Server, uses_server
+from tests.engines import uses_server
 from tests.golden_cases import Case, differences, golden_cases
+from tests.servers import Server
+from tests.specs import SERVER_BUDGET
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
-ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing32", *FULL_ATTENTION)
+ALL = ("sdar16", "editing32", *FULL_ATTENTION)
 CLIENTS = 16
 
 
@@ -352,7 +354,7 @@ def long_and_slow(case: Case) -> Case:
     )
 
 
-@uses_server("sdar16", "llada32", *FULL_ATTENTION)
+@uses_server(*ALL)
 async def test_aborted_streams_leave_nothing_behind(
     server: Server, client: AsyncOpenAI
 ) -> None:

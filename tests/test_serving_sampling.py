@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from tests.engines import Server, uses_server
+from tests.engines import uses_server
 from tests.golden_cases import EOS, Case, golden_cases
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from vllm.sampling_params import StructuredOutputsParams
 
-from tests.engines import Engine, Request, Server, tokens_of, uses, uses_server
+from tests.engines import Engine, Request, tokens_of, uses, uses_server
 from tests.full_attention import CACHES
 from tests.golden_cases import EOS, MASK, Case, golden_cases, reference_model
 from tests.reference.masks import block_causal
+from tests.servers import Server
 from tools.tiny import tokenizer
 from vllm_dllm.span import round_up
 

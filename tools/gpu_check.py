@@ -97,12 +97,13 @@ def engine_options(check: Check, platform: str) -> dict[str, Any]:
 
 def check_golden(check: Check, platform: str) -> Outcome:
     """Alone and in one batch, as tests/test_golden.py does."""
-    from tests.engines import OFFLINE, Engine, EngineSpec, tokens_of
+    from tests.engines import Engine, tokens_of
     from tests.full_attention import guided_cases, infilling_cases
     from tests.golden_cases import differences, golden_cases, too_many_forwards
+    from tests.specs import OFFLINE, EngineSpec
 
     spec = OFFLINE[check.model]
-    options = spec.options | engine_options(check, platform)
+    options = engine_options(check, platform)
     engine = Engine(EngineSpec(spec.checkpoint, spec.block, options))
     cases = golden_cases(spec.checkpoint, spec.block)
     if check.model in FULL_ATTENTION:
@@ -130,7 +131,8 @@ def check_bundled(check: Check, platform: str) -> Outcome:
     """Held-out questions, all in one batch."""
     from vllm import SamplingParams
 
-    from tests.engines import Engine, EngineSpec, tokens_of
+    from tests.engines import Engine, tokens_of
+    from tests.specs import EngineSpec
     from tools.tiny import skills
 
     options = engine_options(check, platform)

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.checkpoints import derived
-from tests.engines import Engine, EngineSpec, OneAtATime
+from tests.engines import OneAtATime
 from tests.golden_cases import EOS, GOLDEN, MASK, Case, differences, golden_cases
 from tests.reference.llada2_generate import generate
 from tests.reference.llada2_moe import LLaDA2Moe
+from tests.specs import EngineSpec
 from vllm_dllm.models.llada2_moe import EXPERT_PROJECTIONS, canonical_layout
 
 BASE = "llada20-pub0"
@@ -104,12 +105,7 @@ def test_weights_are_brought_over_one_by_one() -> None:
 def answers_of_engine(
     folder: Path, cases: list[Case], running: OneAtATime
 ) -> list[list[int]]:
-    running.close()
-    engine = Engine(EngineSpec(str(folder), BLOCK))
-    try:
-        return engine.answers(cases)
-    finally:
-        engine.close()
+    return running.engine(EngineSpec(str(folder), BLOCK)).answers(cases)
 
 
 @pytest.mark.engine

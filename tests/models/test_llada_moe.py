@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.checkpoints import derived
-from tests.engines import Engine, EngineSpec, OneAtATime, tokens_of
+from tests.engines import OneAtATime, tokens_of
 from tests.golden_cases import EOS, MASK
 from tests.reference.llada_generate import CACHES, generate
 from tests.reference.llada_moe import LLaDAMoE, LLaDAMoEConfig
+from tests.specs import EngineSpec
 from vllm_dllm.models.llada_moe import RELEASED_NAMES, biased_routing
 
 CONFIG = {
@@ -178,10 +179,6 @@ def test_a_mixed_batch_answers_as_the_reference(
     ]
 
     folder = checkpoint(tmp_path / "model", architecture)
-    running.close()
-    engine = Engine(EngineSpec(str(folder), BLOCK))
-    try:
-        outputs = engine.llm.generate(prompts, params, use_tqdm=False)
-    finally:
-        engine.close()
+    engine = running.engine(EngineSpec(str(folder), BLOCK))
+    outputs = engine.llm.generate(prompts, params, use_tqdm=False)
     assert [tokens_of(output) for output in outputs] == expected

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.checkpoints import derived
-from tests.engines import Engine, EngineSpec, OneAtATime
+from tests.engines import OneAtATime
 from tests.golden_cases import EOS, MASK, Case, differences
 from tests.reference.sdar_generate import ALGORITHMS, generate
 from tests.reference.sdar_moe import SDARMoe, SDARMoeConfig
+from tests.specs import EngineSpec
 
 CONFIG = {
     "vocab_size": 256,
@@ -90,12 +91,8 @@ def test_a_mixed_batch_answers_as_the_reference(
         "the rules all answer the same: the model is too sure to tell them apart"
     )
 
-    running.close()
-    engine = Engine(EngineSpec(str(folder), BLOCK))
-    try:
-        assert differences(cases, engine.answers(cases)) == []
-    finally:
-        engine.close()
+    engine = running.engine(EngineSpec(str(folder), BLOCK))
+    assert differences(cases, engine.answers(cases)) == []
 
 
 def with_answer(case: Case, model: SDARMoe) -> Case:

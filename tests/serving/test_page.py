@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import EngineSpec, OneAtATime, Server
+from tests.engines import uses_server
+from tests.servers import Server
 from vllm_dllm.decoding.registry import RULES, get_rule
 from vllm_dllm.params import DllmParams
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = api.expect
 
-pytestmark = pytest.mark.server
+pytestmark = uses_server("tiny-llada2")
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-llada2"
 SUM, ANSWER = "Solve: 12 + 30.", "12 + 30 = 42"
@@ -63,21 +64,6 @@ def browser() -> Iterator["api.Browser"]:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(
-    browser: "api.Browser",
-    running: OneAtATime,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
-    running.close()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_PLUGINS", "dllm")
-        log = tmp_path_factory.mktemp("page") / "server.log"
-        server = Server(EngineSpec(str(TINY), 32, {"max_model_len": 2048}), log)
-    yield server
-    server.close()
 
 
 @pytest.fixture

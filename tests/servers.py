@@ -1,0 +1,99 @@
+"""A running `vllm serve`, and what tests ask it besides completions."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+from tests.golden_cases import GOLDEN
+from tests.specs import CORE, EngineSpec
+
+
+class Server:
+    """A `vllm serve` process on a free port of the loopback interface."""
+
+    MODEL = "golden"
+    START_SECONDS = 240
+
+    def __init__(self, spec: EngineSpec, log: Path) -> None:
+        self.spec = spec
+        self.log = log
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [Path(sys.executable).with_name("vllm"), "serve"]
+        command += [GOLDEN / spec.checkpoint]
+        command += ["--dllm-block-size", spec.block] if spec.block else []
+        command += ["--host", "127.0.0.1", "--port", port]
+        command += ["--served-model-name", self.MODEL, "--dtype", "float32"]
+        command += ["--max-model-len", 1024, "--max-num-seqs", 16, "--enforce-eager"]
+        for name, value in spec.options.items():
+            values = value if isinstance(value, list) else [value]
+            command += [f"--{name.replace('_', '-')}"]
+            command += [] if value is True else values
+        environment = {"VLLM_CPU_OMP_THREADS_BIND": str(CORE)}
+        environment |= {"VLLM_PLUGINS": "dllm"} if spec.routes else {}
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment,
+                start_new_session=True,
+            )
+        try:
+            self.wait_until_healthy()
+        except BaseException:
+            self.close()
+            raise
+
+    def wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + self.START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"vllm serve ended:\n{self.log_tail()}")
+            try:
+                with urlopen(f"{self.url}/health"):
+                    return
+            except OSError:
+                time.sleep(0.5)
+        raise RuntimeError(f"vllm serve does not answer:\n{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-60:])
+
+    def metric(self, name: str) -> float:
+        """A vLLM gauge or counter, summed over its labels."""
+        with urlopen(f"{self.url}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        values = [
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith(f"vllm:{name}{{")
+        ]
+        assert values, f"/metrics has no vllm:{name}"
+        return sum(values)
+
+    def held(self) -> dict[str, float]:
+        """What it holds for requests, with half a minute to let go of it."""
+        gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        for _ in range(60):
+            held = {name: value for name in gauges if (value := self.metric(name))}
+            if not held:
+                break
+            time.sleep(0.5)
+        return held
+
+    def close(self) -> None:
+        """End the server and the processes it started."""
+        for number, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(seconds)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue

@@ -1,0 +1,108 @@
+"""What the engines and servers of the tests are started with."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MODELS = Path(__file__).parents[1] / "models"
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+CORE = int(os.environ.get("DLLM_TEST_CORE", WORKER % (os.cpu_count() or 1)))
+"""The core that a worker of one rank gets; test processes side by side take others."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    checkpoint: str
+    """A folder of tests/golden, or any other by its full path."""
+    block: int | None = None
+    """The server's own diffusion block size; None if requests choose theirs."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of `vllm.LLM`, over `COMMON`; of `vllm serve`, as flags."""
+    routes: bool = False
+    """Whether a server has ours too, as with VLLM_PLUGINS=dllm."""
+
+    @property
+    def ranks(self) -> int:
+        return self.options.get("tensor_parallel_size", 1)
+
+
+COMMON = {
+    "dtype": "float32",
+    "max_model_len": 1024,
+    "max_num_seqs": 32,
+    "enforce_eager": True,
+    "disable_log_stats": False,
+    "max_logprobs": 256,
+}
+TIGHT_MODEL_LEN = 203
+"""Ends inside a block of 16."""
+TIGHT_BUDGET = 160
+"""Tokens in a forward of `llada-tight`: less than its longest request."""
+SERVER_BUDGET = 512
+"""The same of the servers `llada` and `dream`."""
+LORA = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": 8}
+"""Fewer adapters in a batch than tests/test_adapters.py has. Requests without one do
+not feel it: the golden tests hold with it (`sdar16`, `llada`, `dream`) and without
+(`sdar4`, the servers)."""
+
+OFFLINE = {
+    "sdar4": EngineSpec("sdar-pub0", 4),
+    "sdar16": EngineSpec("sdar-pub1", 16, LORA),
+    "llada8": EngineSpec("llada20-pub0", 8),
+    "llada32": EngineSpec("llada20-pub0", 32),
+    "editing8": EngineSpec("llada21-pub0", 8),
+    "editing32": EngineSpec("llada21-pub0", 32),
+    "sdar16-tight": EngineSpec(
+        "sdar-pub1",
+        16,
+        {"max_model_len": TIGHT_MODEL_LEN, "max_num_batched_tokens": 64},
+    ),
+    "llada32-small-steps": EngineSpec(
+        "llada20-pub0", 32, {"max_num_batched_tokens": 64}
+    ),
+    # A request of 110 tokens takes 4 pages, and one page is never given out.
+    "sdar16-few-pages": EngineSpec(
+        "sdar-pub1", 16, {"max_model_len": 256, "num_gpu_blocks_override": 14}
+    ),
+    "sdar16-tp2": EngineSpec("sdar-pub1", 16, {"tensor_parallel_size": 2}),
+    "llada32-tp2": EngineSpec("llada20-pub0", 32, {"tensor_parallel_size": 2}),
+    # Full attention: requests choose their block length.
+    "llada": EngineSpec("llada-pub0", options=LORA),
+    "dream": EngineSpec("dream-pub0", options=LORA),
+    # JSON without spaces, of which there may be any number.
+    "tiny-llada": EngineSpec(
+        str(MODELS / "tiny-llada"),
+        options={
+            "structured_outputs_config": {
+                "backend": "xgrammar",
+                "disable_any_whitespace": True,
+            }
+        },
+    ),
+    # Neither the budget nor the pages are enough for all requests that have a slot.
+    "llada-tight": EngineSpec(
+        "llada-pub0",
+        options={
+            "max_model_len": TIGHT_MODEL_LEN,
+            "max_num_batched_tokens": TIGHT_BUDGET,
+            "num_gpu_blocks_override": 14,
+        },
+    ),
+    "llada-tp2": EngineSpec("llada-pub0", options={**LORA, "tensor_parallel_size": 2}),
+    "dream-tp2": EngineSpec("dream-pub0", options={"tensor_parallel_size": 2}),
+}
+SERVERS = {
+    "sdar16": EngineSpec("sdar-pub1", 16),
+    "editing32": EngineSpec("llada21-pub0", 32),
+    "llada": EngineSpec(
+        "llada-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
+    ),
+    "dream": EngineSpec(
+        "dream-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
+    ),
+    # The page, the examples and the docs are about this one.
+    "tiny-llada2": EngineSpec(
+        str(MODELS / "tiny-llada2"), 32, {"max_model_len": 2048}, routes=True
+    ),
+}
