@@ -349,6 +349,8 @@ def long_and_slow(case: Case) -> Case:
         gen_length=400 if full else 850,
         algorithm="sequential",
         threshold=None,
+        edit_threshold=None,
+        max_post_steps=None,
         steps=None if full else case.block_length,
         eps=None,
     )
