@@ -47,7 +47,7 @@ def resolved(model: str | Path, **own: Any) -> DllmConfig:
         ("block_size", 2.5, "valid integer"),
         ("mask_token_id", 1.5, "valid integer"),
         ("steps", 1_000_001, "less than or equal to 1000000"),
-        ("max_post_steps", 1_000_001, "less than or equal to 1000000"),
+        ("max_post_steps", 4097, "less than or equal to 4096"),
         ("local_leap_radius", 2**63, "less than or equal to 1000000"),
         ("factor", 0, "greater than 0"),
         ("entropy_bound", float("inf"), "finite number"),

@@ -116,7 +116,9 @@ def holds(message: str, quoted: str) -> bool:
     return True
 
 
-OF_PYDANTIC = "dllm_threshold=7: Input should be less than or equal to 1"
+OF_PYDANTIC = (
+    "dllm_threshold=7: Input should be less than or equal to 1; allowed: 0 to 1"
+)
 QUOTED = sorted(
     {
         *re.findall(r"^### `([^`]+)`$", TROUBLE, re.MULTILINE),

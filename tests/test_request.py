@@ -23,7 +23,8 @@ from vllm_dllm.request import (
 CONFIG = DllmConfig.build(
     {"block_size": 8, "mask_token_id": 255, "threshold": 0.7, "steps": 4}
 )
-COUNTS = ["steps", "max_nfe", "local_leap_radius", "max_post_steps"]
+COUNTS = {"steps": 1_000_000, "max_nfe": 1_000_000, "local_leap_radius": 1_000_000}
+COUNTS |= {"max_post_steps": 4096}
 
 
 def rule_with(parameter: str) -> str:
@@ -132,16 +133,14 @@ def test_a_refusal_names_field_value_and_what_is_allowed(
     assert f"{field}={value!r}" in str(failure.value)
 
 
-@pytest.mark.parametrize("field", COUNTS)
-def test_a_count_has_an_upper_limit(field: str) -> None:
+@pytest.mark.parametrize(("field", "most"), COUNTS.items())
+def test_a_count_has_an_upper_limit(field: str, most: int) -> None:
     """A number that fits no tensor raises in the worker, and ends it for everybody."""
-    own = {"dllm_algorithm": rule_with(field), f"dllm_{field}": 1_000_000}
-    assert getattr(wishes_of(own, CONFIG), field) == 1_000_000
-    for count in (1_000_001, 2**63, 2**64 - 1):
+    own = {"dllm_algorithm": rule_with(field), f"dllm_{field}": most}
+    assert getattr(wishes_of(own, CONFIG), field) == most
+    for count in (most + 1, 2**63, 2**64 - 1):
         own[f"dllm_{field}"] = count
-        with pytest.raises(
-            ValueError, match="less than or equal to 1000000"
-        ) as failure:
+        with pytest.raises(ValueError, match=f"equal to {most};") as failure:
             wishes_of(own, CONFIG)
         assert f"dllm_{field}={count!r}" in str(failure.value)
 
@@ -602,15 +601,16 @@ def test_a_rule_that_a_family_calls_otherwise_has_its_own_fields() -> None:
 def test_a_block_of_credit_is_no_longer_than_its_table() -> None:
     """It keeps a number for each pair of positions: of a long answer, gigabytes."""
     own = {"dllm_algorithm": "credit"}
+    long = FULL.with_facts(FACTS.model_copy(update={"max_model_len": 2000}))
     longest = {**own, "dllm_block_length": MAX_CREDIT_BLOCK}
-    assert resolve(longest, FULL, 1000).block_length == MAX_CREDIT_BLOCK
+    assert resolve(longest, long, 1000).block_length == MAX_CREDIT_BLOCK
     assert resolve(own, WHOLE, MAX_CREDIT_BLOCK).block_length == MAX_CREDIT_BLOCK
     said = f"block_length={MAX_CREDIT_BLOCK + 1} .*'credit'; allowed: 1 to 256"
     with pytest.raises(ValueError, match=said):
-        resolve({**own, "dllm_block_length": MAX_CREDIT_BLOCK + 1}, FULL, 1000)
+        wishes_of({**own, "dllm_block_length": MAX_CREDIT_BLOCK + 1}, long)
     with pytest.raises(ValueError, match=said):
         resolve(own, WHOLE, MAX_CREDIT_BLOCK + 1)
-    assert resolve({"dllm_block_length": 999}, FULL, 1000).block_length == 999
+    assert resolve({"dllm_block_length": 999}, long, 1000).block_length == 999
 
 
 def plan(max_tokens: int, prompt_len: int = 10, **own: Any) -> span.Plan:
@@ -713,6 +713,7 @@ def test_the_length_of_a_block_causal_request_is_vllms_to_check() -> None:
 
 def test_a_check_of_the_length_is_one_of_our_fields_too() -> None:
     """What only the length of the answer shows would be found by the worker."""
-    own = {"dllm_algorithm": "credit", "dllm_block_length": 300}
+    facts = FACTS.model_copy(update={"max_model_len": 2000})
+    own = {"dllm_algorithm": "credit"}
     with pytest.raises(ValueError, match="'credit'"):
-        check_length_of(own, FULL, 5, 10)
+        check_length_of(own, WHOLE.with_facts(facts), 5, 300)

@@ -23,6 +23,7 @@ from vllm_dllm.params import (  # noqa: E402
     PREFIX,
     DllmParams,
     RuleParams,
+    in_words,
 )
 
 PAGE = ROOT / "docs" / "parameters.md"
@@ -81,15 +82,15 @@ def type_of(name: str, schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if name == "algorithm":
         return "name of a rule"
-    low, high = schema.get("minimum"), schema.get("maximum")
-    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    if low is not None and high is not None:
-        limits = [f"{number(low)} to {number(high)}"]
-    else:
-        words = {"at least": low, "above": above, "at most": high, "below": below}
-        limits = [f"{word} {number(n)}" for word, n in words.items() if n is not None]
+    names = {
+        "ge": "minimum",
+        "gt": "exclusiveMinimum",
+        "le": "maximum",
+        "lt": "exclusiveMaximum",
+    }
+    limits = in_words({n: schema[key] for n, key in names.items() if key in schema})
     kind = f"list of {type_of(name, items)}" if (items := schema.get("items")) else ""
-    return ", ".join([kind or schema["type"], *limits])
+    return ", ".join([kind or schema["type"], limits]).removesuffix(", ")
 
 
 def default_of(schema: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.params import MAX_REAL, MIN_REAL, PREFIX, DllmParams
+from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.request import decoding_of, plan_of, wishes_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ UNSUPPORTED: dict[str, str] = {
 
 
 def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> None:
-    """Accept a request or say why not.
+    """Accept a request or say why not, before its length is known.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -32,36 +33,88 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
     for key in params.extra_args or {}:
         if key.startswith("diffusion_"):
             raise ValueError(
-                f"{key} is a field of other diffusion models; this model knows "
-                f"{', '.join(PREFIX + name for name in DllmParams.model_fields)}"
+                f"{shortened(key)} is a field of other diffusion models; this model "
+                f"knows {', '.join(PREFIX + name for name in DllmParams.model_fields)}"
             )
     for field, reason in UNSUPPORTED.items():
         if getattr(params, field) is not None:
-            raise ValueError(f"{field}={getattr(params, field)!r}: {reason}")
+            raise ValueError(f"{field}={quoted(getattr(params, field))}: {reason}")
     if set(params.allowed_token_ids or ()) == {config.mask_token_id}:
         raise ValueError(
-            f"allowed_token_ids={params.allowed_token_ids!r} allows no token but the "
-            "mask, which is never chosen"
+            f"allowed_token_ids={quoted(params.allowed_token_ids)} allows no token but "
+            "the mask, which is never chosen"
+        )
+    _check_numbers(params, config)
+
+
+def _check_numbers(params: "SamplingParams", config: "DllmConfig") -> None:
+    """Refuse numbers that vLLM lets through and the worker cannot compute with."""
+    facts = config.facts
+    ranges: dict[str, tuple[float, float]] = {
+        "repetition_penalty": (MIN_REAL, MAX_REAL),
+        "min_tokens": (0, facts.max_model_len),
+        "logprobs": (-1, facts.vocab_size),
+        "top_k": (-1, 2**64 - 1),  # what vLLM can send
+        "seed": (-(2**63), 2**63 - 1),
+    }
+    for field, (low, high) in ranges.items():
+        value = getattr(params, field)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{field}={quoted(value)}; allowed: {low} to {high}")
+    for token, bias in (params.logit_bias or {}).items():
+        if not -MAX_REAL <= bias <= MAX_REAL:
+            raise ValueError(
+                f"logit_bias={{{token}: {quoted(bias)}}}; allowed: {-MAX_REAL} to "
+                f"{MAX_REAL}"
+            )
+
+
+def check_bans(params: "SamplingParams", config: "DllmConfig") -> None:
+    """Refuse bans of tokens that there are not, and bans of all that there are.
+
+    For a request whose `bad_words` and ends of text have become tokens.
+
+    Raises:
+        ValueError: naming the fields.
+    """
+    vocab = config.facts.vocab_size
+    bad_words = {token for words in params.bad_words_token_ids or () for token in words}
+    for token in bad_words:
+        if token >= vocab:
+            raise ValueError(
+                f"bad_words={quoted(params.bad_words)}: token {token} of the tokenizer "
+                f"is not in the model's vocabulary; allowed: 0 to {vocab - 1}"
+            )
+    stops = params.all_stop_token_ids if params.min_tokens else set()
+    banned = len(bad_words | stops | {config.mask_token_id})
+    if (bad_words or stops) and banned >= vocab:
+        raise ValueError(
+            f"bad_words={quoted(params.bad_words)} and, for the first "
+            f"min_tokens={params.min_tokens}, "
+            f"stop_token_ids={quoted(params.stop_token_ids)} leave no token to choose"
         )
 
 
 def check_length(
     sampling_params: "SamplingParams", config: "DllmConfig", prompt_len: int
 ) -> None:
-    """Refuse a request whose refresh does not fit one forward, or the pages of one.
+    """Refuse what only the length of an answer shows, above all, with full attention, a
+    request whose refresh does not fit one forward, or the pages of one.
 
     Raises:
         ValueError: naming the numbers.
     """
-    if not config.facts.full_attention:
-        return
     max_tokens = sampling_params.max_tokens
     assert max_tokens is not None
+    max_tokens = max(1, min(max_tokens, config.facts.max_model_len - prompt_len))
     decoding = decoding_of(sampling_params, config, max_tokens)
+    if not config.facts.full_attention:
+        return
     plan = plan_of(decoding, config, prompt_len, max_tokens)
     longest = plan.span(0, prompt_len, None)
     limits = {
         "max_num_batched_tokens": config.facts.max_num_batched_tokens,
+        "max_num_scheduled_tokens": config.facts.max_num_scheduled_tokens,
         "max_model_len": config.facts.max_model_len,
     }
     for name, limit in limits.items():

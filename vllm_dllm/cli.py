@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from vllm_dllm.config import KEY, DllmConfig, given
 from vllm_dllm.decoding.registry import ALIASES, RULES
 from vllm_dllm.params import choices_of, kind_of
+from vllm_dllm.quoting import quoted
 
 FLAGS = ("block_size", "algorithm", "threshold", "steps", "cache")
 """Fields of `DllmConfig` that have a flag of their own."""
@@ -58,10 +59,10 @@ def parse_config(text: str) -> dict[str, Any]:
             value = yaml.safe_load(Path(text).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a JSON object nor a readable YAML file: {error}"
+            f"{quoted(text)} is neither a JSON object nor a readable YAML file: {error}"
         ) from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} does not hold a mapping")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} does not hold a mapping")
     return value
 
 
@@ -78,6 +79,6 @@ def fold(args: argparse.Namespace, additional_config: Any) -> Any:
     if not isinstance(additional_config, dict):
         raise ValueError(
             f"--dllm-* options cannot be added to additional_config="
-            f"{additional_config!r}, which is not a mapping"
+            f"{quoted(additional_config)}, which is not a mapping"
         )
     return {**additional_config, KEY: {**given(additional_config), **own}}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from vllm_dllm.params import CachePolicy, RuleParams, describe
+from vllm_dllm.quoting import quoted
 from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Facts(BaseModel):
     """Tokens that end an answer, besides those of generation_config.json."""
     max_model_len: int = UNBOUNDED
     max_num_batched_tokens: int = UNBOUNDED
+    max_num_scheduled_tokens: int = UNBOUNDED
+    """The smaller of the two is what a step may forward."""
     page_size: int = 1
     """KV page in tokens."""
     vocab_size: int = UNBOUNDED
@@ -149,7 +152,7 @@ def given(additional_config: Any) -> dict[str, Any]:
     fields = additional_config.get(KEY) if isinstance(additional_config, dict) else None
     if not isinstance(fields, dict | None):
         raise ValueError(
-            f'additional_config["{KEY}"]={fields!r} is not a mapping; known fields: '
-            f"{', '.join(DllmConfig.model_fields)}"
+            f'additional_config["{KEY}"]={quoted(fields)} is not a mapping; known '
+            f"fields: {', '.join(DllmConfig.model_fields)}"
         )
     return dict(fields or {})

@@ -7,35 +7,69 @@ The only place that knows them. Requests carry them in `SamplingParams.extra_arg
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from vllm_dllm.decoding.registry import canonical_name
+from vllm_dllm.quoting import quoted, shortened
 
 PREFIX = "dllm_"
 MAX_COUNT = 1_000_000
 """Upper limit of whatever is counted; far above any use, and it fits a tensor."""
+MAX_STEPS = 4096
+"""Upper limit of steps of a block that may decide nothing; every other step decides a
+token at least."""
+MAX_REAL = 1e6
+"""Upper limit of a number that has no other. The worker computes in float32."""
+MIN_REAL = 1e-6
+"""Lower limit of a number above 0, which dividing by it must not take to infinity."""
+MAX_WEIGHT = 100.0
+"""Upper limit of what multiplies logits: they stay finite in float16."""
 
 CachePolicy = Literal["none", "prefix", "dual"]
+
+
+def _not_tiny(value: float) -> float:
+    if 0 < value < MIN_REAL:
+        raise PydanticCustomError(
+            "tiny", "Input should not lie between 0 and {least}", {"least": MIN_REAL}
+        )
+    return value
+
+
+Real = Annotated[float, AfterValidator(_not_tiny)]
+"""A number that a formula divides by, or that costs as much as a larger one."""
 
 
 class RuleParams(BaseModel):
     """How positions become tokens. A server has defaults of them, a request its own."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     algorithm: str = Field(default="threshold")
     """Decoding rule; an alias is accepted and replaced."""
-    threshold: float = Field(default=0.9, ge=0, le=1, allow_inf_nan=False)
+    threshold: float = Field(default=0.9, ge=0, le=1)
     """Confidence (a probability) above which a token is taken."""
     steps: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Steps in which a whole block is decoded, or with full attention the whole answer;
     sets the least tokens per step. By default one token per step."""
-    factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    factor: Real = Field(default=1.0, gt=0, le=MAX_REAL)
     """factor: how sure n tokens must be to be taken together, 1 - factor / (n + 1)."""
-    entropy_bound: float = Field(default=0.35, ge=0, allow_inf_nan=False)
+    entropy_bound: float = Field(default=0.35, ge=0, le=MAX_REAL)
     """entropy_bounded: sum of entropies (nats) of the tokens taken in a step."""
     local_leap_anchor_threshold: float = Field(default=0.9, ge=0, le=1)
     """local_leap: confidence that makes a position an anchor."""
@@ -45,19 +79,19 @@ class RuleParams(BaseModel):
     """local_leap: how many positions away is near."""
     low_threshold: float = Field(default=0.6, ge=0, le=1)
     """hierarchical: confidence that the best of a run of masks must exceed."""
-    credit_alpha: float = Field(default=0.7, ge=0, allow_inf_nan=False)
+    credit_alpha: float = Field(default=0.7, ge=0, le=MAX_WEIGHT)
     """credit: weight of the credit that is added to the logits."""
     credit_beta: float = Field(default=0.8, ge=0, le=1)
     """credit: share of it that is left after a step."""
-    credit_gamma: float = Field(default=0.2, ge=0, allow_inf_nan=False)
+    credit_gamma: float = Field(default=0.2, ge=0, le=MAX_REAL)
     """credit: power of the probability that is credited."""
     edit_threshold: float = Field(default=0.9, ge=0, le=1)
     """joint_threshold: confidence above which a decoded token is replaced."""
-    max_post_steps: int = Field(default=16, ge=0, le=MAX_COUNT)
+    max_post_steps: int = Field(default=16, ge=0, le=MAX_STEPS)
     """joint_threshold: steps that may go on editing a block without masks."""
-    eps: float = Field(default=1e-3, gt=0, lt=1)
+    eps: Real = Field(default=1e-3, gt=0, lt=1)
     """Dream's rules: where the time of the last step ends; it begins at 1."""
-    alg_temp: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    alg_temp: Real = Field(default=0.0, ge=0, le=MAX_REAL)
     """Dream's rules: above 0, positions are drawn by lot, the surer the likelier; how
     much is left to chance."""
 
@@ -78,7 +112,7 @@ class DllmParams(RuleParams):
     cache: CachePolicy = "none"
     """Full attention: which keys a step may read from an earlier one. "none" is exact;
     "prefix" reads those before the block, "dual" also those after it."""
-    cfg_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    cfg_scale: Real = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """Full attention: classifier-free guidance, away from what the model says without
     the prompt. Above 0 a request takes twice the KV and the compute."""
     logits_eos_inf: bool = False
@@ -143,10 +177,34 @@ NUMERIC_FIELDS: dict[str, Any] = {
 def describe(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """A pydantic error as one line: field, value, what is wrong with it."""
     first = error.errors(include_url=False)[0]
-    field = prefix + ".".join(str(part) for part in first["loc"])
+    field = shortened(prefix + ".".join(str(part) for part in first["loc"]))
+    value = quoted(first["input"])
     if first["type"] == "missing":
         return f"{field} is not given, and the checkpoint does not state it"
     if first["type"] == "extra_forbidden":
         known = ", ".join(prefix + name for name in model.model_fields)
-        return f"unknown field {field}={first['input']!r}; known: {known}"
-    return f"{field}={first['input']!r}: {first['msg']}"
+        return f"unknown field {field}={value}; known: {known}"
+    said = f"{field}={value}: {first['msg']}"
+    allowed = range_of(model.model_fields[str(first["loc"][0])])
+    return f"{said}; allowed: {allowed}" if allowed else said
+
+
+def range_of(field: FieldInfo) -> str:
+    """The limits of a field in words; empty if it has none."""
+    return in_words(
+        {
+            name: getattr(limit, name)
+            for limit in field.metadata
+            for name in ("ge", "gt", "le", "lt")
+            if hasattr(limit, name)
+        }
+    )
+
+
+def in_words(limits: dict[str, float]) -> str:
+    """Limits by pydantic's names of them, `ge`, `gt`, `le` and `lt`."""
+    numbers = {name: f"{limit:,.10g}" for name, limit in limits.items()}
+    if numbers.keys() == {"ge", "le"}:
+        return f"{numbers['ge']} to {numbers['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return ", ".join(f"{words[name]} {number}" for name, number in numbers.items())

@@ -14,12 +14,14 @@ from vllm_dllm import span
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.params import (
     FULL_ATTENTION_FIELDS,
+    MAX_STEPS,
     NUMERIC_FIELDS,
     PREFIX,
     CachePolicy,
     DllmParams,
     describe,
 )
+from vllm_dllm.quoting import quoted
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_CREDIT_BLOCK = 256
 """credit keeps a token and a number for each pair of positions of a block."""
+LONGEST_ROUNDING = 512
+"""Full attention: a block that is longer than this is no longer than the answer."""
 GRAMMAR_RULE = "sequential"
 """What decodes an answer that has to follow a grammar, one token per step: what the
 grammar allows at a position is known when all tokens before it are."""
@@ -94,12 +98,16 @@ def resolve(
     """
     wishes = wishes_of(extra_args, config, follows_grammar)
     rule = rule_of(wishes, config)
-    block = default_block(wishes, config) or max_tokens
+    block = block_of_an_answer(wishes, config, max_tokens)
     refuse_long_credit(rule, block)
     if follows_grammar:
         steps = block
     else:
         steps = steps_of_a_block(wishes, config, block, max_tokens)
+    if "time" in get_rule(rule).needs:
+        if f"{PREFIX}steps" in (extra_args or {}):
+            refuse_idle_steps(wishes, steps, block)
+        steps = min(steps, max(MAX_STEPS, block))
     return Decoding.of(wishes, rule, block, steps)
 
 
@@ -135,7 +143,7 @@ def wishes_of(
     parameters = get_rule(rule).parameters
     for name in sorted(own.keys() & NUMERIC_FIELDS.keys() - parameters):
         raise ValueError(
-            f"{PREFIX}{name}={own[name]!r} has no meaning for the decoding rule "
+            f"{PREFIX}{name}={quoted(own[name])} has no meaning for the decoding rule "
             f"{wishes.algorithm!r}, which uses "
             f"{', '.join(PREFIX + used for used in sorted(parameters))}"
         )
@@ -143,6 +151,8 @@ def wishes_of(
         _check_full_attention(wishes, config)
     else:
         _check_block_causal(wishes, own, config)
+        if "steps" in own and "time" in get_rule(rule).needs:
+            refuse_idle_steps(wishes, wishes.steps or 1, config.block)
     if (block := default_block(wishes, config)) is not None:
         refuse_long_credit(rule, block)
     return wishes
@@ -156,6 +166,20 @@ def rule_of(wishes: DllmParams, config: "DllmConfig") -> str:
 def default_block(wishes: DllmParams, config: "DllmConfig") -> int | None:
     """The block length of a request; None where it is that of the answer."""
     return wishes.block_length or config.block_size
+
+
+def block_of_an_answer(
+    wishes: DllmParams, config: "DllmConfig", max_tokens: int
+) -> int:
+    """The block length of an answer that has at most `max_tokens`.
+
+    With full attention an answer is rounded up to whole blocks, and a block that is
+    much longer than the answer would be masks that nobody asked for.
+    """
+    block = default_block(wishes, config) or max_tokens
+    if config.facts.full_attention:
+        return min(block, max(max_tokens, LONGEST_ROUNDING))
+    return block
 
 
 def steps_of_a_block(
@@ -175,8 +199,8 @@ def _decode_in_order(wishes: DllmParams, own: dict[str, Any]) -> DllmParams:
     for name, only in in_order.items():
         if name in own and getattr(wishes, name) != only:
             raise ValueError(
-                f"{PREFIX}{name}={own[name]!r} is not possible with structured output, "
-                f"which is decoded from left to right, one token per step "
+                f"{PREFIX}{name}={quoted(own[name])} is not possible with structured "
+                f"output, which is decoded from left to right, one token per step "
                 f"({PREFIX}algorithm={GRAMMAR_RULE!r}); leave it out"
             )
     return wishes.model_copy(update=in_order)
@@ -188,7 +212,7 @@ def _check_block_causal(
     for name in FULL_ATTENTION_FIELDS:
         if name in own:
             raise ValueError(
-                f"{PREFIX}{name}={own[name]!r} has no meaning for a block-causal "
+                f"{PREFIX}{name}={quoted(own[name])} has no meaning for a block-causal "
                 "model, whose KV cache is exact; it is for models with full attention"
             )
     if wishes.block_length not in (None, config.block):
@@ -209,9 +233,26 @@ def _check_full_attention(wishes: DllmParams, config: "DllmConfig") -> None:
     for token in wishes.suffix_token_ids:
         if token >= config.facts.vocab_size:
             raise ValueError(
-                f"{PREFIX}suffix_token_ids: {token} is not in the vocabulary; allowed: "
-                f"0 to {config.facts.vocab_size - 1}"
+                f"{PREFIX}suffix_token_ids: {quoted(token)} is not in the vocabulary; "
+                f"allowed: 0 to {config.facts.vocab_size - 1}"
             )
+    longest = config.facts.max_model_len
+    if wishes.block_length is not None and wishes.block_length > longest:
+        raise ValueError(
+            f"{PREFIX}block_length={wishes.block_length} is longer than any answer; "
+            f"allowed: 1 to {longest} (max_model_len)"
+        )
+
+
+def refuse_idle_steps(wishes: DllmParams, steps: int, block: int) -> None:
+    """Refuse more steps of a block than a rule may take that decides none in some."""
+    most = max(MAX_STEPS, block)
+    if steps > most:
+        raise ValueError(
+            f"{PREFIX}steps={wishes.steps} are {steps} steps for a block of {block} "
+            f"tokens, most of which would decide nothing under the decoding rule "
+            f"{wishes.algorithm!r}; allowed: 1 to {most} for a block"
+        )
 
 
 def refuse_long_credit(rule: str, block: int) -> None:

@@ -167,10 +167,11 @@ def full_attention_grid(
 
     The answer is rounded up to whole blocks; what lies past `max_tokens` is denoised
     and never handed out. One that infills is not: the text goes on right behind it. No
-    block goes past `max_len`.
+    block goes past `max_len`, and none is longer than what is between.
     """
     length = max_tokens if infills else round_up(max_tokens, block)
-    return Grid(prompt, block, min(prompt + length, max_len))
+    end = min(prompt + length, max_len)
+    return Grid(prompt, max(1, min(block, end - prompt)), end)
 
 
 def round_up(length: int, block: int) -> int:

@@ -4,6 +4,7 @@ from functools import cache
 from importlib import import_module
 
 from vllm_dllm.decoding.base import DecodingRule
+from vllm_dllm.quoting import quoted
 
 RULES: dict[str, str] = {
     "low_confidence": "vllm_dllm.decoding.low_confidence:LowConfidence",
@@ -42,7 +43,7 @@ def canonical_name(name: str) -> str:
     name = ALIASES.get(name, name)
     if name not in RULES:
         raise ValueError(
-            f"unknown decoding rule {name!r}; supported: "
+            f"unknown decoding rule {quoted(name)}; supported: "
             f"{', '.join([*RULES, *ALIASES])}"
         )
     return name

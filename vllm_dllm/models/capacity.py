@@ -21,12 +21,21 @@ def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
             f"{KEY}.cache={config.cache!r} has no meaning for a block-causal model, "
             "whose KV cache is exact; leave it out"
         )
-    set_page_size(vllm_config, config.block)
-    set_token_budget(vllm_config, config.block)
-    cover_last_block(vllm_config, config.block)
+    block = config.block
+    set_page_size(vllm_config, block)
+    # A finished block and the next canvas are the longest span of a decoding request.
+    refuse_small_budget(
+        vllm_config, 2 * block, f"twice the diffusion block size {block}"
+    )
+    scheduler_config = vllm_config.scheduler_config
+    if not scheduler_config.enable_chunked_prefill:
+        longest = vllm_config.model_config.max_model_len
+        why = "the longest prompt (max_model_len), and prompts are not to be split"
+        refuse_small_budget(vllm_config, longest, why)
+    cover_last_block(vllm_config, block)
 
 
-def forward_whole_requests(vllm_config: "VllmConfig") -> None:
+def forward_whole_requests(vllm_config: "VllmConfig", config: DllmConfig) -> None:
     """What full attention asks of the engine.
 
     KV depends on what follows, so no two requests can share it, and a step forwards a
@@ -45,6 +54,9 @@ def forward_whole_requests(vllm_config: "VllmConfig") -> None:
     )
     vllm_config.cache_config.enable_prefix_caching = False
     set_page_size(vllm_config, block=1)
+    canvas = min(config.block_size or 1, vllm_config.model_config.max_model_len - 1)
+    why = "a prompt of one token and the canvas of one block"
+    refuse_small_budget(vllm_config, 1 + canvas, why)
 
 
 def set_page_size(vllm_config: "VllmConfig", block: int) -> None:
@@ -66,17 +78,17 @@ def set_page_size(vllm_config: "VllmConfig", block: int) -> None:
     cache_config.user_specified_block_size = True
 
 
-def set_token_budget(vllm_config: "VllmConfig", block: int) -> None:
-    """A step must have room for the longest span of a decoding request."""
-    scheduler_config = vllm_config.scheduler_config
-    longest = 2 * block  # a finished block and the next canvas
-    for field in ("max_num_batched_tokens", "long_prefill_token_threshold"):
-        value = getattr(scheduler_config, field)
-        if 0 < value < longest:
-            raise ValueError(
-                f"{field}={value} is less than {longest}, twice the diffusion block "
-                f"size {block}"
-            )
+def refuse_small_budget(vllm_config: "VllmConfig", least: int, why: str) -> None:
+    """Raise ValueError if a step may forward less than `least` tokens of a request: it
+    would wait for ever."""
+    for field in (
+        "max_num_batched_tokens",
+        "max_num_scheduled_tokens",
+        "long_prefill_token_threshold",
+    ):
+        value = getattr(vllm_config.scheduler_config, field)
+        if value and value < least:  # 0 and None stand for no limit
+            raise ValueError(f"{field}={value} is less than {least}, {why}")
 
 
 def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:

@@ -69,7 +69,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=canvas)
 
         if config.facts.full_attention:
-            forward_whole_requests(vllm_config)
+            forward_whole_requests(vllm_config, config)
         else:
             forward_whole_blocks(vllm_config, config)
         facts = engine_facts(vllm_config, config)
@@ -115,6 +115,9 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
             vllm_config.kv_transfer_config is not None
         ),
         "sliding window attention": model_config.get_sliding_window() is not None,
+        "a length that follows from the memory (--max-model-len auto; name a number)": (
+            model_config.original_max_model_len == -1
+        ),
         "prompt embeddings (--enable-prompt-embeds)": (
             model_config.enable_prompt_embeds
         ),

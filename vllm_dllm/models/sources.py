@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.config import DllmConfig, Facts, given
 from vllm_dllm.models.registry import FAMILIES, Family
+from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -54,6 +55,7 @@ def find_tokens(
 def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
     """The facts of the architecture, and those of this engine."""
     model_config = vllm_config.model_config
+    scheduler_config = vllm_config.scheduler_config
     stops = find_tokens(model_config, family_of(model_config).stop_tokens)
     eos = model_config.hf_config.eos_token_id
     return config.facts.model_copy(
@@ -62,8 +64,9 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
             "eot_token_id": stops[-1] if stops else None,
             "stop_token_ids": [token for token in stops if token is not None],
             "max_model_len": model_config.max_model_len,
-            "max_num_batched_tokens": (
-                vllm_config.scheduler_config.max_num_batched_tokens
+            "max_num_batched_tokens": scheduler_config.max_num_batched_tokens,
+            "max_num_scheduled_tokens": (
+                scheduler_config.max_num_scheduled_tokens or UNBOUNDED
             ),
             "page_size": vllm_config.cache_config.block_size,
             "vocab_size": model_config.get_vocab_size(),

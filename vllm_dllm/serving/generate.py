@@ -19,7 +19,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.tokenizers import TokenizerLike
 
+from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.report import ForwardCount
+from vllm_dllm.serving.lift import differ
 
 MASK_CHARACTER = "\N{LIGHT SHADE}"
 DRAFTS = "dllm_stream_drafts"
@@ -72,21 +74,21 @@ class GenerateRequest(OpenAIBaseModel):
             name = names.get(key, key)
             if key in GRAMMARS and value is not None:
                 name, value = "structured_outputs", {GRAMMARS[key]: value}
-            if fields.setdefault(name, value) != value:
+            if differ(fields.setdefault(name, value), value):
                 raise VLLMValidationError(
-                    f"sampling_params.{key}={value!r} and {name}={fields[name]!r} "
-                    "differ",
+                    f"sampling_params.{shortened(key)}={quoted(value)} and "
+                    f"{shortened(name)}={quoted(fields[name])} differ",
                     parameter=name,
                 )
         if fields.get("n") not in (None, 1):
             raise VLLMValidationError(
-                f"n={fields['n']!r} is not supported by this route; allowed: 1",
+                f"n={quoted(fields['n'])} is not supported by this route; allowed: 1",
                 parameter="n",
             )
         if fields.get("logprobs") is not None:
             raise VLLMValidationError(
-                f"logprobs={fields['logprobs']!r} is not supported by this route; "
-                "/v1/completions has them",
+                f"logprobs={quoted(fields['logprobs'])} is not supported by this "
+                "route; /v1/completions has them",
                 parameter="logprobs",
             )
         fields.setdefault("max_tokens", MAX_TOKENS)

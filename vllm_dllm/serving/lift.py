@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.decoding.registry import ALIASES, get_rule
 from vllm_dllm.params import PREFIX
+from vllm_dllm.quoting import quoted, shortened
 
 if TYPE_CHECKING:
     from vllm_dllm.config import DllmConfig
@@ -84,10 +85,11 @@ def lift(
     spellings: dict[str, str] = {}
     for spelling, name, value in spelled(body, extra_args or {}):
         first = spellings.setdefault(name, spelling)
-        if plain(fields.setdefault(name, value)) != plain(value):
+        if differ(fields.setdefault(name, value), value):
             raise ValueError(
-                f"{first}={fields[name]!r} and {spelling}={value!r} name the same "
-                f"parameter ({name}) and differ"
+                f"{shortened(first)}={quoted(fields[name])} and "
+                f"{shortened(spelling)}={quoted(value)} name the same parameter "
+                f"({shortened(name)}) and differ"
             )
     fields |= implied_cache(body, fields, config)
     rule = implied_rule(body, fields, config)
@@ -110,8 +112,8 @@ def implied_cache(
     if not config.facts.full_attention:
         if use is False:
             raise ValueError(
-                f"use_cache={use!r} is not supported: the KV cache of a block-causal "
-                "model is exact, and decoding always uses it"
+                f"use_cache={quoted(use)} is not supported: the KV cache of a "
+                "block-causal model is exact, and decoding always uses it"
             )
         return {}
     if use is None and dual is None:
@@ -122,8 +124,8 @@ def implied_cache(
     named = fields.get("dllm_cache", cache)
     if named != cache:
         raise ValueError(
-            f"use_cache={use!r} and use_dual_cache={dual!r} ask for the cache "
-            f"{cache!r}, and dllm_cache={named!r} for another one"
+            f"use_cache={quoted(use)} and use_dual_cache={quoted(dual)} ask for the "
+            f"cache {cache!r}, and dllm_cache={quoted(named)} for another one"
         )
     return {"dllm_cache": cache}
 
@@ -138,6 +140,12 @@ def spelled(
     for key, value in body.items():
         if key in NAMES or key.startswith(PREFIX):
             yield key, NAMES.get(key, key), value
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether two spellings of a parameter ask for two things. NaN is one thing, which
+    is refused as what it is."""
+    return bool(plain(one) != plain(other)) and (one == one or other == other)
 
 
 def plain(value: Any) -> Any:
@@ -155,22 +163,23 @@ def implied_rule(
         remasking = body["remasking"]
         if remasking not in tuple(REMASKING):
             raise ValueError(
-                f"remasking={remasking!r} is not supported; allowed: "
+                f"remasking={quoted(remasking)} is not supported; allowed: "
                 f"{', '.join(REMASKING)}"
             )
-        wishes.append((f"remasking={remasking!r}", REMASKING[remasking]))
-    if body.get("use_local_leap"):
-        wishes.append((f"use_local_leap={body['use_local_leap']!r}", ("local_leap",)))
-    elif "use_local_leap" in body and named == "local_leap":
+        wishes.append((f"remasking={quoted(remasking)}", REMASKING[remasking]))
+    leaps = body.get("use_local_leap")
+    if leaps:
+        wishes.append((f"use_local_leap={leaps!r}", ("local_leap",)))
+    elif leaps is not None and named == "local_leap":
         raise ValueError(
-            f"use_local_leap={body['use_local_leap']!r} contradicts the decoding rule "
-            "'local_leap' of the same request"
+            f"use_local_leap={leaps!r} contradicts the decoding rule 'local_leap' of "
+            "the same request"
         )
     for wish, rules in wishes:
         if named is not None and named not in rules:
             raise ValueError(
-                f"{wish} contradicts the decoding rule {named!r} of the same request; "
-                f"it goes with {', '.join(rules)}"
+                f"{wish} contradicts the decoding rule {quoted(named)} of the same "
+                f"request; it goes with {', '.join(rules)}"
             )
     if named is not None:
         return None
@@ -191,4 +200,4 @@ def check_switches(body: dict[str, Any]) -> None:
     """Refuse switches that are neither on nor off."""
     for name in SWITCHES:
         if name in body and body[name] not in (True, False):
-            raise ValueError(f"{name}={body[name]!r} is neither true nor false")
+            raise ValueError(f"{name}={quoted(body[name])} is neither true nor false")
