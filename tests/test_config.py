@@ -6,27 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.usage.usage_lib import UsageContext
 
 from tests.checkpoints import derived
+from tests.engine_config import engine_config, resolved
 from tests.golden_cases import GOLDEN
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.params import DllmParams, RuleParams
 from vllm_dllm.request import resolve
 
 BASE = {"block_size": 4, "mask_token_id": 255}
-
-
-def engine_config(model: str | Path, **engine_args: Any) -> VllmConfig:
-    return EngineArgs(model=str(GOLDEN / model), **engine_args).create_engine_config()
-
-
-def resolved(model: str | Path, **own: Any) -> DllmConfig:
-    """Our config as a worker sees it, with `own` as the user's choices."""
-    config = engine_config(model, additional_config={"dllm": own} if own else {})
-    return DllmConfig.of(config.model_config)
 
 
 @pytest.mark.parametrize(

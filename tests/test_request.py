@@ -1,16 +1,17 @@
-"""One request's parameters: what is accepted, and what is refused with which words."""
+"""One request settled against its server: rule, block, steps, and what is forwarded."""
 
 from typing import Any
 
 import pytest
-from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.sampling_params import SamplingParams
 
+from tests.wishes import CONFIG, FACTS, FULL, WHOLE, with_grammar
 from vllm_dllm import span
-from vllm_dllm.admission import UNSUPPORTED, check_length, check_sampling_params
-from vllm_dllm.config import DllmConfig, Facts
+from vllm_dllm.admission import check_sampling_params
+from vllm_dllm.config import DllmConfig
 from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
 from vllm_dllm.models.registry import FAMILIES
-from vllm_dllm.params import FULL_ATTENTION_FIELDS, NUMERIC_FIELDS, DllmParams
+from vllm_dllm.params import FULL_ATTENTION_FIELDS, NUMERIC_FIELDS
 from vllm_dllm.request import (
     MAX_CREDIT_BLOCK,
     Decoding,
@@ -19,19 +20,6 @@ from vllm_dllm.request import (
     resolve,
     wishes_of,
 )
-
-CONFIG = DllmConfig.build(
-    {"block_size": 8, "mask_token_id": 255, "threshold": 0.7, "steps": 4}
-)
-COUNTS = {"steps": 1_000_000, "max_nfe": 1_000_000, "local_leap_radius": 1_000_000}
-COUNTS |= {"max_post_steps": 4096}
-
-
-def rule_with(parameter: str) -> str:
-    """A rule that uses it; any rule for what is no parameter of rules."""
-    return next(
-        (rule for rule in RULES if parameter in get_rule(rule).parameters), "threshold"
-    )
 
 
 @pytest.mark.parametrize("extra_args", [None, {}, {"other_plugin": object()}])
@@ -68,90 +56,6 @@ def test_an_alias_is_replaced_by_the_rules_own_name() -> None:
     """The worker would look for a rule that is in no table."""
     own = {"dllm_algorithm": "low_confidence_dynamic", "dllm_threshold": 0.5}
     assert wishes_of(own, CONFIG).algorithm == "threshold"
-
-
-@pytest.mark.parametrize("threshold", [0, 1, 0.0, 1.0])
-def test_the_ends_of_a_range_belong_to_it(threshold: float) -> None:
-    """0 and 1 are what people try first; as JSON they arrive as integers."""
-    params = wishes_of({"dllm_threshold": threshold}, CONFIG)
-    assert params.threshold == threshold
-    assert isinstance(params.threshold, float)
-
-
-REFUSED: list[tuple[str, Any, str]] = [
-    ("dllm_threshold", -0.01, "greater than or equal to 0"),
-    ("dllm_threshold", 1.01, "less than or equal to 1"),
-    ("dllm_threshold", float("nan"), "finite number"),
-    ("dllm_threshold", float("inf"), "less than or equal to 1|finite number"),
-    ("dllm_threshold", "0.5", "valid number"),
-    ("dllm_threshold", True, "valid number"),
-    ("dllm_threshold", [0.5], "valid number"),
-    ("dllm_threshold", None, "valid number"),
-    ("dllm_steps", 0, "greater than or equal to 1"),
-    ("dllm_steps", -3, "greater than or equal to 1"),
-    ("dllm_steps", 2.5, "valid integer"),
-    ("dllm_steps", "4", "valid integer"),
-    ("dllm_steps", True, "valid integer"),
-    ("dllm_algorithm", "fastest", "supported: .*threshold"),
-    ("dllm_algorithm", 3, "valid string"),
-    ("dllm_algorithm", ["threshold"], "valid string"),
-    ("dllm_max_nfe", 0, "greater than or equal to 1"),
-    ("dllm_max_nfe", 2.5, "valid integer"),
-    ("dllm_max_nfe", True, "valid integer"),
-    ("dllm_block_length", 0, "greater than or equal to 1"),
-    ("dllm_block_length", "8", "valid integer"),
-    ("dllm_return_trajectory", 2, "valid boolean"),
-    ("dllm_return_trajectory", -1, "valid boolean"),
-    ("dllm_return_trajectory", "true", "valid boolean"),
-    ("dllm_return_trajectory", None, "valid boolean"),
-    ("dllm_return_trajectory", [1], "valid boolean"),
-    ("dllm_factor", 0, "greater than 0"),
-    ("dllm_factor", float("inf"), "finite number"),
-    ("dllm_entropy_bound", -0.1, "greater than or equal to 0"),
-    ("dllm_entropy_bound", float("inf"), "finite number"),
-    ("dllm_local_leap_anchor_threshold", 1.1, "less than or equal to 1"),
-    ("dllm_local_leap_anchor_threshold", float("nan"), "less|greater|finite"),
-    ("dllm_local_leap_neighbor_threshold", -1, "greater than or equal to 0"),
-    ("dllm_local_leap_neighbor_threshold", float("nan"), "less|greater|finite"),
-    ("dllm_local_leap_radius", -1, "greater than or equal to 0"),
-    ("dllm_local_leap_radius", 1.5, "valid integer"),
-    ("dllm_low_threshold", 1.1, "less than or equal to 1"),
-    ("dllm_low_threshold", float("nan"), "less|greater|finite"),
-    ("dllm_edit_threshold", 1.1, "less than or equal to 1"),
-    ("dllm_edit_threshold", float("nan"), "less|greater|finite"),
-    ("dllm_max_post_steps", -1, "greater than or equal to 0"),
-]
-
-
-@pytest.mark.parametrize(("field", "value", "allowed"), REFUSED)
-def test_a_refusal_names_field_value_and_what_is_allowed(
-    field: str, value: Any, allowed: str
-) -> None:
-    """'Invalid request' leaves the user to guess which of ten fields it was."""
-    with pytest.raises(ValueError, match=allowed) as failure:
-        wishes_of({field: value}, CONFIG)
-    assert f"{field}={value!r}" in str(failure.value)
-
-
-@pytest.mark.parametrize(("field", "most"), COUNTS.items())
-def test_a_count_has_an_upper_limit(field: str, most: int) -> None:
-    """A number that fits no tensor raises in the worker, and ends it for everybody."""
-    own = {"dllm_algorithm": rule_with(field), f"dllm_{field}": most}
-    assert getattr(wishes_of(own, CONFIG), field) == most
-    for count in (most + 1, 2**63, 2**64 - 1):
-        own[f"dllm_{field}"] = count
-        with pytest.raises(ValueError, match=f"equal to {most};") as failure:
-            wishes_of(own, CONFIG)
-        assert f"dllm_{field}={count!r}" in str(failure.value)
-
-
-@pytest.mark.parametrize("field", ["dllm_treshold", "dllm_", "dllm_block_size"])
-def test_an_unknown_field_is_answered_with_all_known_ones(field: str) -> None:
-    """A misspelled parameter would be ignored, and its effect blamed on the model."""
-    with pytest.raises(ValueError, match=f"unknown field {field}=0.5;") as failure:
-        wishes_of({field: 0.5}, CONFIG)
-    for name in DllmParams.model_fields:
-        assert f"dllm_{name}" in str(failure.value)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -197,15 +101,6 @@ def test_nothing_is_limited_or_traced_unless_it_is_asked_for() -> None:
     assert params.logits_eos_inf is params.confidence_eos_eot_inf is False
 
 
-@pytest.mark.parametrize(
-    ("value", "meant"), [(0, False), (1, True), (False, False), (True, True)]
-)
-def test_a_flag_may_be_a_number(value: Any, meant: bool) -> None:
-    """`vllm_xargs` turns a JSON boolean into 0 or 1."""
-    params = wishes_of({"dllm_return_trajectory": value}, CONFIG)
-    assert params.return_trajectory is meant
-
-
 @pytest.mark.parametrize("length", [1, 4, 16, 32])
 def test_a_block_length_of_another_size_is_refused(length: int) -> None:
     """The server's block size is the one that the checkpoint was trained with."""
@@ -236,89 +131,6 @@ def test_the_servers_values_are_no_ground_for_refusal(rule: str) -> None:
     assert wishes_of({"dllm_algorithm": rule}, CONFIG).algorithm == rule
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"temperature": 0.0},
-        {"temperature": 0.7, "top_p": 0.5, "top_k": 20, "min_p": 0.1},
-        {"seed": 7},
-        {"n": 3, "seed": 7},
-        {"presence_penalty": 0.5, "frequency_penalty": -0.5},
-        {"repetition_penalty": 1.1},
-        {"logit_bias": {3: 1.0}},
-        {"bad_words": ["a"]},
-        {"allowed_token_ids": [1, 2]},
-        {"min_tokens": 2},
-        {"logprobs": 0},
-        {"logprobs": 2},
-        {"logprobs": -1},
-        {"stop": ["x"], "stop_token_ids": [3], "ignore_eos": True},
-        {"stop": ["x"], "include_stop_str_in_output": True},
-        {"max_tokens": 3, "skip_special_tokens": False},
-        {"logit_bias": {}, "bad_words": [], "min_tokens": 0},
-        {"extra_args": {"dllm_steps": 2, "other_plugin": 1}},
-    ],
-)
-def test_what_vllm_offers_for_a_token_is_accepted(fields: dict[str, Any]) -> None:
-    """A field that works would be out of reach."""
-    params = SamplingParams(**fields)
-    before = params.clone()
-    check_sampling_params(params, CONFIG)
-    assert params == before
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "reason"),
-    [
-        ("prompt_logprobs", 1, "both sides"),
-        ("prompt_logprobs", 0, "both sides"),
-        ("prompt_logprobs", -1, "both sides"),
-        ("prompt_logprob_token_ids", [3], "prompt_logprobs"),
-        ("thinking_token_budget", 8, "not supported"),
-        ("thinking_token_budget", 0, "not supported"),
-        ("logprob_token_ids", [3], "ask for logprobs"),
-    ],
-)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_what_a_canvas_cannot_honour_is_refused(
-    field: str, value: Any, reason: str, temperature: float
-) -> None:
-    """A sampling parameter that is accepted and ignored gives wrong answers."""
-    params = SamplingParams(temperature=temperature)
-    assert getattr(params, field) is None
-    setattr(params, field, value)
-    with pytest.raises(ValueError, match=rf"not supported.*|{reason}") as failure:
-        check_sampling_params(params, CONFIG)
-    assert f"{field}={value!r}" in str(failure.value)
-    assert reason in str(failure.value)
-
-
-def test_everything_that_is_refused_is_tested_above() -> None:
-    """A new refusal could name a field that vLLM does not have."""
-    assert UNSUPPORTED.keys() == {
-        "prompt_logprobs",
-        "prompt_logprob_token_ids",
-        "thinking_token_budget",
-        "logprob_token_ids",
-    }
-
-
-def test_an_answer_of_masks_alone_is_refused() -> None:
-    """The mask is never chosen, so there would be no token to choose at all."""
-    params = SamplingParams(allowed_token_ids=[CONFIG.mask_token_id])
-    with pytest.raises(ValueError, match="never chosen") as failure:
-        check_sampling_params(params, CONFIG)
-    assert "allowed_token_ids=[255]" in str(failure.value)
-    params = SamplingParams(allowed_token_ids=[CONFIG.mask_token_id, 7])
-    check_sampling_params(params, CONFIG)
-
-
-def with_grammar(**extra_args: Any) -> SamplingParams:
-    grammar = StructuredOutputsParams(json="{}")
-    return SamplingParams(extra_args=extra_args, structured_outputs=grammar)
-
-
 @pytest.mark.parametrize("max_tokens", [3, 50])
 @pytest.mark.parametrize("steps", [None, 2])
 @pytest.mark.parametrize("algorithm", ["joint_threshold", "threshold", "sequential"])
@@ -334,54 +146,6 @@ def test_a_grammar_is_followed_one_token_per_step(
         assert params.parameters == {"steps": params.block_length}
         own = with_grammar(dllm_algorithm="sequential")
         assert decoding_of(own, config, max_tokens) == params
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("dllm_algorithm", "threshold"),
-        ("dllm_algorithm", "joint_threshold"),
-        ("dllm_steps", 4),
-        ("dllm_threshold", 0.5),
-    ],
-)
-def test_what_a_grammar_makes_impossible_is_refused(field: str, value: Any) -> None:
-    """A rule that is asked for and not used gives other answers than expected."""
-    with pytest.raises(ValueError, match=f"{field}={value!r}"):
-        check_sampling_params(with_grammar(**{field: value}), CONFIG)
-    check_sampling_params(with_grammar(dllm_max_nfe=3), CONFIG)
-
-
-@pytest.mark.parametrize("field", ["diffusion_max_steps", "diffusion_anything"])
-def test_fields_of_other_diffusion_models_are_refused(field: str) -> None:
-    """`diffusion_max_steps` means DiffusionGemma's steps and does nothing here."""
-    params = SamplingParams(extra_args={"dllm_steps": 2, field: 4})
-    with pytest.raises(ValueError, match=rf"{field} .* dllm_steps"):
-        check_sampling_params(params, CONFIG)
-
-
-def test_a_check_of_sampling_parameters_is_one_of_our_fields_too() -> None:
-    """The worker would be the first to find a bad one, and the engine would end."""
-    params = SamplingParams(extra_args={"dllm_threshold": 2})
-    with pytest.raises(ValueError, match="dllm_threshold=2"):
-        check_sampling_params(params, CONFIG)
-
-
-FACTS = Facts(
-    attention="full",
-    rule_names={"threshold": "confidence_threshold"},
-    eos_token_id=1,
-    max_model_len=200,
-    max_num_batched_tokens=150,
-    page_size=16,
-)
-FULL = DllmConfig.build(
-    {"mask_token_id": 255, "block_size": 32, "algorithm": "low_confidence"}, facts=FACTS
-)
-WHOLE = DllmConfig.build(
-    {"mask_token_id": 255, "algorithm": "neg_entropy"}, facts=FACTS
-)
-"""A family whose block is the whole answer."""
 
 
 @pytest.mark.parametrize(
@@ -479,52 +243,6 @@ def test_no_field_of_full_attention_is_missing_above() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "allowed"),
-    [
-        ("dllm_cache", "both", "'none', 'prefix' or 'dual'"),
-        ("dllm_cache", None, "'none', 'prefix' or 'dual'"),
-        ("dllm_cache", True, "'none', 'prefix' or 'dual'"),
-        ("dllm_cache", ["dual"], "'none', 'prefix' or 'dual'"),
-        ("dllm_cfg_scale", -0.1, "greater than or equal to 0"),
-        ("dllm_cfg_scale", float("inf"), "finite number"),
-        ("dllm_cfg_scale", float("nan"), "finite number|greater"),
-        ("dllm_cfg_scale", "1", "valid number"),
-        ("dllm_cfg_scale", True, "valid number"),
-        ("dllm_logits_eos_inf", 2, "valid boolean"),
-        ("dllm_logits_eos_inf", "true", "valid boolean"),
-        ("dllm_logits_eos_inf", None, "valid boolean"),
-        ("dllm_confidence_eos_eot_inf", -1, "valid boolean"),
-        ("dllm_confidence_eos_eot_inf", [1], "valid boolean"),
-        ("dllm_suffix_token_ids", "5", "valid list"),
-        ("dllm_suffix_token_ids", None, "valid list"),
-        ("dllm_suffix_token_ids", 5, "valid list"),
-        ("dllm_eps", 0, "greater than 0"),
-        ("dllm_eps", 1, "less than 1"),
-        ("dllm_eps", float("nan"), "greater|less|finite"),
-        ("dllm_eps", "0.1", "valid number"),
-        ("dllm_alg_temp", -0.1, "greater than or equal to 0"),
-        ("dllm_alg_temp", float("inf"), "finite number"),
-        ("dllm_alg_temp", float("nan"), "finite number|greater"),
-        ("dllm_alg_temp", "hot", "valid number"),
-        ("dllm_block_length", 0, "greater than or equal to 1"),
-        ("dllm_block_length", -32, "greater than or equal to 1"),
-        ("dllm_block_length", 1_000_001, "less than or equal to 1000000"),
-        ("dllm_block_length", 2**63, "less than or equal to 1000000"),
-        ("dllm_block_length", 8.5, "valid integer"),
-        ("dllm_block_length", True, "valid integer"),
-    ],
-)
-def test_limits_of_fields_of_full_attention(
-    field: str, value: Any, allowed: str
-) -> None:
-    """A number that fits no tensor raises in the worker, and ends it for everybody."""
-    rule = rule_with(field.removeprefix("dllm_"))
-    with pytest.raises(ValueError, match=allowed) as failure:
-        wishes_of({"dllm_algorithm": rule, field: value}, FULL)
-    assert f"{field}={value!r}" in str(failure.value)
-
-
-@pytest.mark.parametrize(
     ("token", "allowed"),
     [
         (-1, "greater than or equal to 0"),
@@ -544,17 +262,6 @@ def test_a_suffix_is_made_of_the_models_tokens(token: Any, allowed: str) -> None
         wishes_of({"dllm_suffix_token_ids": [5, token]}, config)
     assert "dllm_suffix_token_ids" in str(failure.value)
     assert str(token) in str(failure.value)
-
-
-@pytest.mark.parametrize("field", ["logits_eos_inf", "confidence_eos_eot_inf"])
-@pytest.mark.parametrize(
-    ("value", "meant"), [(0, False), (1, True), (False, False), (True, True)]
-)
-def test_flags_of_full_attention_may_be_numbers(
-    field: str, value: Any, meant: bool
-) -> None:
-    """`vllm_xargs` turns a JSON boolean into 0 or 1."""
-    assert getattr(resolve({f"dllm_{field}": value}, FULL, 10), field) is meant
 
 
 @pytest.mark.parametrize("field", ["logits_eos_inf", "confidence_eos_eot_inf"])
@@ -650,70 +357,86 @@ def test_the_canvas_of_an_infilling_ends_where_its_suffix_begins() -> None:
     assert guided == infilled._replace(twin=64)  # 59, on a page
 
 
-def check_length_of(
-    own: dict[str, Any] | None, config: DllmConfig, prompt_len: int, max_tokens: int
+TIME_GRIDS = [rule for rule in RULES if "time" in get_rule(rule).needs]
+
+
+@pytest.mark.parametrize("rule", TIME_GRIDS)
+def test_steps_that_decide_nothing_are_capped(rule: str) -> None:
+    """Of a million steps for ten tokens almost all would decide nothing: an hour of the
+    whole server for one request."""
+    own = {"dllm_algorithm": rule}
+    for config in (FULL, WHOLE, CONFIG):
+        for steps in (4097, 1_000_000):
+            with pytest.raises(ValueError, match=f"dllm_steps={steps} .*'{rule}'") as e:
+                resolve({**own, "dllm_steps": steps}, config, 10)
+            assert "allowed: 1 to 4096 for a block" in str(e.value)
+        decoding = resolve({**own, "dllm_steps": 4096}, config, 10)
+        assert decoding.parameters["steps"] == 4096
+    with pytest.raises(ValueError, match="dllm_steps=4097"):
+        wishes_of({**own, "dllm_steps": 4097}, CONFIG)  # the length has no part in it
+
+
+def test_a_long_block_may_take_a_step_for_each_token() -> None:
+    """One token per step is what the authors decode with."""
+    long = WHOLE.with_facts(FACTS.model_copy(update={"max_model_len": 10_000}))
+    for own in (None, {"dllm_steps": 8000}):
+        assert resolve(own, long, 8000).parameters["steps"] == 8000
+    with pytest.raises(ValueError, match="allowed: 1 to 8000 for a block"):
+        resolve({"dllm_steps": 8001}, long, 8000)
+
+
+def test_steps_are_capped_per_block() -> None:
+    """Steps of a long answer are many, and few for each of its blocks."""
+    own = {"dllm_algorithm": "origin", "dllm_block_length": 10}
+    assert resolve({**own, "dllm_steps": 8192}, FULL, 20).parameters["steps"] == 4096
+    with pytest.raises(ValueError, match=r"are 4097 steps for a block of 10"):
+        resolve({**own, "dllm_steps": 8194}, FULL, 20)
+
+
+def test_steps_of_the_server_are_no_ground_for_refusal() -> None:
+    """Whoever asks for another rule would have to ask for other steps too."""
+    config = FULL.model_copy(update={"steps": 1_000_000})
+    decoding = resolve({"dllm_algorithm": "origin"}, config, 10)
+    assert decoding.parameters["steps"] == 4096
+
+
+@pytest.mark.parametrize("length", [201, 1_000_000])
+def test_a_block_longer_than_any_answer_is_refused(length: int) -> None:
+    """Tables of the worker are as wide as the longest block: gigabytes for one body."""
+    said = rf"dllm_block_length={length} .*; allowed: 1 to 200 \(max_model_len\)"
+    with pytest.raises(ValueError, match=said):
+        wishes_of({"dllm_block_length": length}, FULL)
+    assert resolve({"dllm_block_length": 200}, FULL, 10).block_length == 200
+
+
+@pytest.mark.parametrize(
+    ("block", "max_tokens", "expected"),
+    [
+        (32, 10, 32),
+        (512, 10, 512),
+        (513, 10, 512),
+        (2000, 10, 512),
+        (2000, 700, 700),
+        (2000, 2500, 2000),
+    ],
+)
+def test_a_long_block_is_no_longer_than_the_answer(
+    block: int, max_tokens: int, expected: int
 ) -> None:
-    params = SamplingParams(max_tokens=max_tokens, extra_args=own)
-    check_length(params, config, prompt_len)
+    """Thousands of masks would be decoded, one by one, for ten tokens."""
+    long = FULL.with_facts(FACTS.model_copy(update={"max_model_len": 10_000}))
+    decoding = resolve({"dllm_block_length": block}, long, max_tokens)
+    assert decoding.block_length == expected
+    assert decoding.parameters["steps"] == expected
+    grid = plan_of(decoding, long, 5, max_tokens).grid
+    assert grid.end - grid.origin == -(-max_tokens // expected) * expected
+    wished = long.model_copy(update={"block_size": block})
+    assert resolve(None, wished, max_tokens) == decoding
 
 
-def test_a_request_that_no_forward_can_hold_is_refused_with_its_numbers() -> None:
-    """It would wait for ever: full attention forwards it whole or not at all."""
-    check_length_of(None, FULL, 50, 96)
-    with pytest.raises(ValueError) as failure:
-        check_length_of(None, FULL, 60, 65)
-    message = str(failure.value)
-    assert "the prompt (60 tokens) and the canvas (96 tokens" in message
-    assert "max_tokens=65 in blocks of 32" in message
-    assert "are 156 tokens" in message
-    assert "allowed: 150 (max_num_batched_tokens)" in message
-    assert "smaller max_tokens" in message
-    assert "cfg_scale" not in message
-    # A shorter block fits: its canvas is rounded up to less.
-    check_length_of({"dllm_block_length": 5}, FULL, 60, 65)
-
-
-def test_a_suffix_needs_room_beside_prompt_and_canvas() -> None:
-    """A step forwards it too, and its keys need pages."""
-    own = {"dllm_suffix_token_ids": [7] * 50}
-    check_length_of(own, FULL, 50, 50)
-    with pytest.raises(ValueError) as failure:
-        check_length_of(own, FULL, 50, 51)
-    message = str(failure.value)
-    assert (
-        "max_tokens=51 in blocks of 32) and the suffix (50 tokens) are 151" in message
-    )
-    assert "allowed: 150 (max_num_batched_tokens)" in message
-    with pytest.raises(ValueError, match=r"the suffix .* are 212 tokens"):
-        check_length_of({**own, "dllm_cfg_scale": 0.5}, FULL, 20, 30)
-
-
-def test_a_guided_request_needs_the_room_twice() -> None:
-    """Its second branch would be forwarded past the buffers, or have no pages."""
-    own = {"dllm_cfg_scale": 0.5}
-    check_length_of(own, FULL, 32, 32)  # 64 and 64
-    check_length_of(None, FULL, 50, 64)
-    with pytest.raises(ValueError) as failure:
-        check_length_of(own, FULL, 50, 30)
-    message = str(failure.value)
-    assert "the canvas (32 tokens" in message
-    assert ", twice with dllm_cfg_scale=0.5 are 178 tokens" in message  # 82, on 96
-    assert "allowed: 150 (max_num_batched_tokens)" in message
-    facts = FACTS.model_copy(update={"max_num_batched_tokens": 1000})
-    check_length_of(own, FULL.with_facts(facts), 50, 30)
-    with pytest.raises(ValueError, match=r"allowed: 200 \(max_model_len\)"):
-        check_length_of(own, FULL.with_facts(facts), 80, 30)
-
-
-def test_the_length_of_a_block_causal_request_is_vllms_to_check() -> None:
-    """Its prompt is forwarded in parts, so a budget is no limit of it."""
-    facts = Facts(max_model_len=200, max_num_batched_tokens=16)
-    check_length_of(None, CONFIG.with_facts(facts), 190, 5)
-
-
-def test_a_check_of_the_length_is_one_of_our_fields_too() -> None:
-    """What only the length of the answer shows would be found by the worker."""
-    facts = FACTS.model_copy(update={"max_model_len": 2000})
-    own = {"dllm_algorithm": "credit"}
-    with pytest.raises(ValueError, match="'credit'"):
-        check_length_of(own, WHOLE.with_facts(facts), 5, 300)
+def test_no_block_is_longer_than_its_grid() -> None:
+    """The worker makes room for whole blocks."""
+    infilled = plan(10, suffix_token_ids=[7] * 9)
+    assert infilled.grid == span.Grid(10, 10, 20)
+    near_the_end = plan(10, prompt_len=190, block_length=64)
+    assert near_the_end.grid == span.Grid(190, 10, 200)

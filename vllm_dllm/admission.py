@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vllm_dllm.params import MAX_REAL, MIN_REAL, PREFIX, DllmParams
+from vllm_dllm.params import MAX_REAL, MIN_REAL, PREFIX, DllmParams, in_words
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.request import decoding_of, plan_of, wishes_of
 
@@ -60,12 +60,15 @@ def _check_numbers(params: "SamplingParams", config: "DllmConfig") -> None:
     for field, (low, high) in ranges.items():
         value = getattr(params, field)
         if value is not None and not low <= value <= high:
-            raise ValueError(f"{field}={quoted(value)}; allowed: {low} to {high}")
+            allowed = in_words({"ge": low, "le": high})
+            raise ValueError(
+                f"{field}={quoted(value)}: out of range; allowed: {allowed}"
+            )
     for token, bias in (params.logit_bias or {}).items():
         if not -MAX_REAL <= bias <= MAX_REAL:
             raise ValueError(
-                f"logit_bias={{{token}: {quoted(bias)}}}; allowed: {-MAX_REAL} to "
-                f"{MAX_REAL}"
+                f"logit_bias={{{token}: {quoted(bias)}}}: out of range; allowed: "
+                f"{in_words({'ge': -MAX_REAL, 'le': MAX_REAL})}"
             )
 
 

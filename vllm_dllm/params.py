@@ -203,7 +203,10 @@ def range_of(field: FieldInfo) -> str:
 
 def in_words(limits: dict[str, float]) -> str:
     """Limits by pydantic's names of them, `ge`, `gt`, `le` and `lt`."""
-    numbers = {name: f"{limit:,.10g}" for name, limit in limits.items()}
+    numbers = {
+        name: f"{limit:,}" if isinstance(limit, int) else f"{limit:,.10g}"
+        for name, limit in limits.items()
+    }
     if numbers.keys() == {"ge", "le"}:
         return f"{numbers['ge']} to {numbers['le']}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

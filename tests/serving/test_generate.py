@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from math import isnan
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,6 +106,28 @@ def test_what_cannot_be_honoured_is_refused(body: dict[str, Any], words: str) ->
     with pytest.raises(VLLMValidationError) as failure:
         completion_of(**body)
     assert words in str(failure.value)
+
+
+def test_not_a_number_is_the_same_as_itself() -> None:
+    """NaN differs from NaN: its refusal would be about two spellings, not the range."""
+    theirs = {"dllm_threshold": float("nan")}
+    assert isnan(completion_of(prompt="a", sampling_params=theirs)["dllm_threshold"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"n": "x" * 1_000_000},
+        {"logprobs": "x" * 1_000_000},
+        {"top_k": 1, "sampling_params": {"top_k": "x" * 1_000_000}},
+    ],
+    ids=["n", "logprobs", "top_k"],
+)
+def test_a_long_value_is_not_echoed(body: dict[str, Any]) -> None:
+    """A log, and an answer, of megabytes for a request that is refused."""
+    with pytest.raises(VLLMValidationError) as failure:
+        completion_of(prompt="a", **body)
+    assert len(str(failure.value)) < 1000
 
 
 class Letters:

@@ -20,6 +20,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_dllm import plugin
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.params import DllmParams
+from vllm_dllm.request import wishes_of
 from vllm_dllm.serving.lift import NAMES, lift
 
 
@@ -251,6 +252,46 @@ def test_a_refusal_names_the_fields_and_their_values(
         lift(body, BLOCK_CAUSAL)
     for word in words:
         assert word in str(failure.value)
+
+
+@pytest.mark.parametrize("config", [BLOCK_CAUSAL, FULL], ids=["causal", "full"])
+@pytest.mark.parametrize("names", [["threshold"], ["threshold", "accept_threshold"]])
+def test_not_a_number_is_the_same_as_itself(
+    names: list[str], config: DllmConfig
+) -> None:
+    """NaN differs from NaN: its refusal would be about two spellings that nobody sent,
+    and not about the range."""
+    body = {name: float("nan") for name in names}
+    fields = lift(body, config, {"dllm_threshold": float("nan")})
+    with pytest.raises(ValueError, match=r"^dllm_threshold=nan: .*; allowed: 0 to 1$"):
+        wishes_of(fields, config)
+    with pytest.raises(ValueError, match=r"threshold=0.5 .* differ"):
+        lift({**body, "dllm_threshold": 0.5}, config)
+
+
+MEGABYTE = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"threshold": MEGABYTE, "dllm_threshold": 0.5},
+        {f"dllm_{MEGABYTE}": 1},
+        {"remasking": MEGABYTE},
+        {"remasking": [0] * 500_000},
+        {"use_cache": MEGABYTE},
+        {"use_local_leap": MEGABYTE},
+        {"use_dual_cache": True, "dllm_cache": MEGABYTE},
+        {"remasking": "random", "algorithm": MEGABYTE},
+    ],
+    ids=lambda body: str(body)[:30],
+)
+def test_a_long_value_is_not_echoed(body: dict[str, Any]) -> None:
+    """A log, and an answer, of megabytes for a request that is refused."""
+    xargs = {f"dllm_{MEGABYTE}": 2}
+    with pytest.raises(ValueError) as failure:
+        lift(body, FULL, xargs)
+    assert len(str(failure.value)) < 1000
 
 
 def test_xargs_are_part_of_the_same_request() -> None:
