@@ -406,16 +406,16 @@ def test_a_block_longer_than_any_answer_is_refused(length: int) -> None:
     said = rf"dllm_block_length={length} .*; allowed: 1 to 200 \(max_model_len\)"
     with pytest.raises(ValueError, match=said):
         wishes_of({"dllm_block_length": length}, FULL)
-    assert resolve({"dllm_block_length": 200}, FULL, 10).block_length == 200
+    assert resolve({"dllm_block_length": 200}, FULL, 200).block_length == 200
 
 
 @pytest.mark.parametrize(
     ("block", "max_tokens", "expected"),
     [
         (32, 10, 32),
-        (512, 10, 512),
-        (513, 10, 512),
-        (2000, 10, 512),
+        (128, 10, 128),
+        (129, 10, 128),
+        (2000, 10, 128),
         (2000, 700, 700),
         (2000, 2500, 2000),
     ],

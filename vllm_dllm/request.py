@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_CREDIT_BLOCK = 256
 """credit keeps a token and a number for each pair of positions of a block."""
-LONGEST_ROUNDING = 512
+LONGEST_ROUNDING = 128
 """Full attention: a block that is longer than this is no longer than the answer."""
 GRAMMAR_RULE = "sequential"
 """What decodes an answer that has to follow a grammar, one token per step: what the
