@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vllm_dllm.params import MAX_REAL, MIN_REAL, PREFIX, DllmParams, in_words
+from vllm_dllm.params import PREFIX, DllmParams, in_words
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.request import decoding_of, plan_of, wishes_of
 
@@ -48,14 +48,14 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
 
 
 def _check_numbers(params: "SamplingParams", config: "DllmConfig") -> None:
-    """Refuse numbers that vLLM lets through and the worker cannot compute with."""
-    facts = config.facts
-    ranges: dict[str, tuple[float, float]] = {
-        "repetition_penalty": (MIN_REAL, MAX_REAL),
-        "min_tokens": (0, facts.max_model_len),
-        "logprobs": (-1, facts.vocab_size),
-        "top_k": (-1, 2**64 - 1),  # what vLLM can send
+    """Refuse numbers that vLLM lets through and cannot send to the engine, or that no
+    table of the worker has columns for."""
+    ranges = {
+        "logprobs": (-1, config.facts.vocab_size),
         "seed": (-(2**63), 2**63 - 1),
+        "top_k": (-1, 2**64 - 1),
+        "max_tokens": (1, 2**64 - 1),
+        "min_tokens": (0, 2**64 - 1),
     }
     for field, (low, high) in ranges.items():
         value = getattr(params, field)
@@ -64,38 +64,6 @@ def _check_numbers(params: "SamplingParams", config: "DllmConfig") -> None:
             raise ValueError(
                 f"{field}={quoted(value)}: out of range; allowed: {allowed}"
             )
-    for token, bias in (params.logit_bias or {}).items():
-        if not -MAX_REAL <= bias <= MAX_REAL:
-            raise ValueError(
-                f"logit_bias={{{token}: {quoted(bias)}}}: out of range; allowed: "
-                f"{in_words({'ge': -MAX_REAL, 'le': MAX_REAL})}"
-            )
-
-
-def check_bans(params: "SamplingParams", config: "DllmConfig") -> None:
-    """Refuse bans of tokens that there are not, and bans of all that there are.
-
-    For a request whose `bad_words` and ends of text have become tokens.
-
-    Raises:
-        ValueError: naming the fields.
-    """
-    vocab = config.facts.vocab_size
-    bad_words = {token for words in params.bad_words_token_ids or () for token in words}
-    for token in bad_words:
-        if token >= vocab:
-            raise ValueError(
-                f"bad_words={quoted(params.bad_words)}: token {token} of the tokenizer "
-                f"is not in the model's vocabulary; allowed: 0 to {vocab - 1}"
-            )
-    stops = params.all_stop_token_ids if params.min_tokens else set()
-    banned = len(bad_words | stops | {config.mask_token_id})
-    if (bad_words or stops) and banned >= vocab:
-        raise ValueError(
-            f"bad_words={quoted(params.bad_words)} and, for the first "
-            f"min_tokens={params.min_tokens}, "
-            f"stop_token_ids={quoted(params.stop_token_ids)} leave no token to choose"
-        )
 
 
 def check_length(

@@ -107,7 +107,7 @@ def check_request_lengths() -> None:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
-    from vllm_dllm.admission import check_bans, check_length
+    from vllm_dllm.admission import check_length
     from vllm_dllm.config import DllmConfig
 
     def remember(function: Callable[..., int]) -> Callable[..., int]:
@@ -138,7 +138,6 @@ def check_request_lengths() -> None:
             if is_ours(self.model_config) and isinstance(params, SamplingParams):
                 config = DllmConfig.of(self.model_config)
                 with refusing():
-                    check_bans(params, config)
                     check_length(params, config, len(request.prompt_token_ids))
             return request
 
