@@ -2,7 +2,7 @@
 //
 // Plain C++ over raw pointers; nothing here knows about torch. Each function does
 // what the Triton kernel of the same name does, with the launch grid turned into a
-// loop. `vllm_dllm/ops/runner_kernels/native.py` holds the Python signatures.
+// loop. `vllm_dllm/ops/runner_kernels/fallback.py` holds the Python signatures.
 //
 // Calls come with 1-16 requests and last microseconds, so they keep the
 // GIL: releasing it would cost more than the work, and getting it back may cost a whole

@@ -21,10 +21,10 @@ from vllm.utils.math_utils import next_power_of_2
 from vllm.v1.worker.cpu.buffer_utils import UvaBuffer
 from vllm.v1.worker.gpu import block_table, buffer_utils, input_batch
 
-from vllm_dllm.ops import runner_kernels
+from vllm_dllm.ops import extension, runner_kernels
 from vllm_dllm.ops.runner_kernels import fallback
 
-BUILT = runner_kernels.available()
+BUILT = extension.load() is not None
 IMPLEMENTATIONS = [
     pytest.param("native", marks=pytest.mark.skipif(not BUILT, reason="not built")),
     "fallback",
@@ -410,6 +410,10 @@ def test_does_what_the_triton_kernel_says(
         assert_equal(launch(implementation, *arguments), launch("triton", *arguments))
 
 
+def address(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([tensor.data_ptr()], dtype=torch.uint64)
+
+
 @pytest.mark.skipif(not BUILT, reason="not built")
 def test_batches_large_enough_for_openmp_agree() -> None:
     """The parallel loops run only past sizes no other test reaches."""
@@ -421,9 +425,6 @@ def test_batches_large_enough_for_openmp_agree() -> None:
     num_blocks = torch.randint(0, width, (1, num_reqs), generator=random).int()
     starts = torch.arange(num_reqs + 1, dtype=torch.int32) * length
     positions = torch.randint(0, 16 * width, (num_reqs * length,), generator=random)
-
-    def address(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([tensor.data_ptr()], dtype=torch.uint64)
 
     results = []
     for module in (native, fallback):
@@ -503,6 +504,49 @@ def test_a_request_never_leaves_its_row(implementation: str) -> None:
     assert input_ids.tolist() == [1, 2, -1, -1, -1, -1]
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_what_vllm_033_adds_is_passed_over(implementation: str) -> None:
+    """Its kernels are given more, by position: a TypeError in the first step."""
+    module = importlib.import_module(f"{runner_kernels.__name__}.{implementation}")
+    slot, one = torch.tensor([1]), torch.tensor([1], dtype=torch.int32)
+    table = torch.arange(1, 9, dtype=torch.int32).view(2, 4)
+    rows = torch.zeros_like(table)
+    module.gather_block_tables(
+        slot,
+        address(table),
+        address(rows),
+        torch.tensor([4]),
+        torch.tensor([[0, 3]], dtype=torch.int32),
+        2,
+        1,
+        *(None, None, torch.tensor([4])),
+        BLOCK_SIZE=1024,
+        MASK_SLIDING_WINDOW=False,
+    )
+    assert rows.tolist() == [[5, 6, 7, 0], [0] * 4]
+
+    total_lens = torch.tensor([6, 1], dtype=torch.int32)
+    module.post_update(
+        slot,
+        torch.zeros(2, dtype=torch.int32),
+        torch.zeros(2, 1, dtype=torch.int64),
+        None,
+        0,
+        torch.tensor([[3]]),
+        1,
+        one,
+        torch.zeros_like(one),
+        None,
+        table,
+        4,
+        total_lens,
+        *(None, None, 0),
+        num_warps=1,
+    )
+    assert total_lens.tolist() == [6, 2]
+    assert table.tolist() == [[1, 2, 3, 4], [5, 3, 7, 8]]
+
+
 def test_the_extension_is_built() -> None:
     """Otherwise every native test above is skipped and nobody notices."""
     if os.environ.get("DLLM_SKIP_NATIVE") == "1":
@@ -515,7 +559,11 @@ def test_the_environment_can_refuse_the_extension(
 ) -> None:
     """VLLM_DLLM_NATIVE=0 is how a user rules the extension out."""
     monkeypatch.setenv("VLLM_DLLM_NATIVE", "0")
-    assert runner_kernels._load() is fallback
+    extension.load.cache_clear()
+    try:
+        assert runner_kernels._load() is fallback
+    finally:
+        extension.load.cache_clear()
 
 
 def test_registering_routes_vllm_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 """The native extension, if there is one: csrc/ compiled without torch."""
 
 import importlib
+import logging
 import os
 from functools import cache
 from types import ModuleType
+
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -13,5 +16,6 @@ def load() -> ModuleType | None:
         return None
     try:
         return importlib.import_module("vllm_dllm._C")
-    except ImportError:
+    except ImportError as error:
+        logger.warning("Native CPU kernels unavailable (%s); using torch.", error)
         return None

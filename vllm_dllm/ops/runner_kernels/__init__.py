@@ -11,14 +11,12 @@ same values behind. They get no launch grid, as the dispatcher drops it: the num
 requests is the length of `idx_mapping`.
 """
 
-import importlib
-import logging
-import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from vllm_dllm.ops import extension
+from vllm_dllm.ops.runner_kernels import fallback
 
 _NAMES = {
     "vllm.v1.worker.gpu.buffer_utils": ("apply_write",),
@@ -38,13 +36,12 @@ _NAMES = {
 
 
 def _load() -> ModuleType:
-    """The `native` module if it can and may be used, else `fallback`."""
-    if os.environ.get("VLLM_DLLM_NATIVE") != "0":
-        try:
-            return importlib.import_module(f"{__name__}.native")
-        except ImportError as error:
-            logger.warning("Native CPU kernels unavailable (%s); using torch.", error)
-    return importlib.import_module(f"{__name__}.fallback")
+    """The `native` module if the extension may be used, else `fallback`."""
+    if extension.load() is None:
+        return fallback
+    from vllm_dllm.ops.runner_kernels import native
+
+    return native
 
 
 def kernels_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
@@ -56,19 +53,4 @@ def kernels_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
     }
 
 
-_module = _load()
-KERNELS = kernels_of(_module)
-
-
-def implementation() -> str:
-    """Which implementation `KERNELS` holds: "native" or "fallback"."""
-    return _module.__name__.rpartition(".")[2]
-
-
-def available() -> bool:
-    """Whether the native extension can be imported, whatever is in use."""
-    try:
-        importlib.import_module("vllm_dllm._C")
-    except ImportError:
-        return False
-    return True
+KERNELS = kernels_of(_load())

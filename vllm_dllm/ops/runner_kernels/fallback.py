@@ -1,8 +1,9 @@
-"""The functions of `native` in torch, for installs without the extension.
+"""The runner's Triton kernels in torch, for installs without the extension.
 
-Same names, parameters and results; `native` documents the tensors. One set of torch
-ops per call (per KV cache group where tables are raw addresses), never a loop over
-requests or tokens.
+Parameters are the kernels', in their order; block sizes and warp counts mean nothing
+here and are swallowed. The innermost dimension of every tensor is contiguous. One set
+of torch ops per call (per KV cache group where tables are raw addresses), never a loop
+over requests or tokens.
 """
 
 import ctypes
@@ -42,7 +43,14 @@ def apply_write(
     MULTI_GROUP: bool,
     **_: object,
 ) -> None:
-    """Copy write i, `contents[cu_lens[i-1]:cu_lens[i]]`, to row `indices[i]`."""
+    """Copy write i, `contents[cu_lens[i-1]:cu_lens[i]]`, to row `indices[i]`.
+
+    output: [rows, width], 4 or 8 byte elements; with MULTI_GROUP the addresses of
+    one int32 table per group: [num_groups] uint64.
+    output_stride: its row stride; with MULTI_GROUP [num_groups] int64.
+    indices, starts, cu_lens: [num_writes] int32. contents: [total], as the output.
+    group_ids: [num_writes] int32, MULTI_GROUP only.
+    """
     writes, offsets = _ragged(cu_lens.diff(prepend=cu_lens.new_zeros(1)).long())
     columns = starts[writes] + offsets
     rows = indices[writes].long()
@@ -68,9 +76,19 @@ def gather_block_tables(
     num_blocks: Tensor,
     num_blocks_stride: int,
     num_reqs: int,
+    *sliding_windows: object,
     **_: object,
 ) -> None:
-    """Copy each request's block ids to its row of the batch, for every group."""
+    """Copy each request's block ids to its row of the batch, for every group.
+
+    idx_mapping: [num_reqs] int64. sources, destinations: [num_groups] uint64
+    addresses of int32 tables. strides: [num_groups] int64.
+    num_blocks: [num_groups, max_num_reqs] int32.
+
+    Rows past `num_reqs` are left alone: the kernel zeroes as many as the grid has
+    (which is not passed on), and only CUDA graphs pad requests. `sliding_windows`, of
+    vLLM 0.33, are those of layers that our models do not have.
+    """
     if num_reqs == 0:
         return
     num_slots = int(idx_mapping.max()) + 1
@@ -101,7 +119,14 @@ def compute_slot_mappings(
     PAD_ID: int,
     **_: object,
 ) -> None:
-    """Write the KV cache slot of every token, PAD_ID for those that have none."""
+    """Write the KV cache slot of every token, PAD_ID for those that have none.
+
+    idx_mapping: [num_reqs] int64, negative for a request without blocks.
+    query_start_loc: [num_reqs + 1] int32. positions: [num_tokens] int64.
+    block_tables: [num_groups] uint64. block_table_strides: [num_groups] int64.
+    block_sizes: [num_groups] int32. slot_mapping_enabled: [num_groups] bool.
+    slot_mappings: [num_groups, max_num_tokens] int64, written to its end.
+    """
     assert CP_SIZE == 1, "context parallelism is not supported on CPU"
     num_reqs = idx_mapping.shape[0]
     query_start_loc = query_start_loc[: num_reqs + 1]
@@ -147,7 +172,13 @@ def prepare_prefill_inputs(
     num_computed_tokens: Tensor,
     **_: object,
 ) -> None:
-    """Copy prompt tokens of requests still in prefill to the flat batch."""
+    """Copy prompt tokens of requests still in prefill to the flat batch.
+
+    input_ids: [max_num_tokens] int32. next_prefill_tokens: [num_lookahead,
+    max_num_reqs] int32: the prompt tokens after the scheduled ones, 0 past the prompt.
+    all_token_ids: [max_num_reqs, max_model_len] int32.
+    prefill_lens, num_computed_tokens: [max_num_reqs] int32.
+    """
     num_reqs = idx_mapping.shape[0]
     prefilling = num_computed_tokens[idx_mapping] < prefill_lens[idx_mapping]
     slots = idx_mapping[prefilling]
@@ -176,7 +207,10 @@ def prepare_pos_seq_lens(
     max_num_reqs: int,
     **_: object,
 ) -> None:
-    """Write token positions and request lengths; seq_lens past the batch become 0."""
+    """Write token positions and request lengths; seq_lens past the batch become 0.
+
+    positions: [max_num_tokens] int64. seq_lens: [max_num_reqs] int32.
+    """
     num_reqs = idx_mapping.shape[0]
     query_lens = query_start_loc[: num_reqs + 1].diff()
     num_computed = num_computed_tokens[idx_mapping]
@@ -201,7 +235,12 @@ def combine_sampled_and_draft_tokens(
     NUM_NEW_SAMPLED_TOKENS: int = 1,
     **_: object,
 ) -> None:
-    """Write the batch rows that get logits, and generated tokens' input ids."""
+    """Write the batch rows that get logits, and generated tokens' input ids.
+
+    last_sampled_tokens: [max_num_reqs, 1] int64. draft_tokens: [max_num_reqs,
+    num_speculative_steps] int64. cu_num_logits: [num_reqs + 1] int32.
+    logits_indices: [num_logits] int64.
+    """
     num_reqs = idx_mapping.shape[0]
     num_logits = cu_num_logits[: num_reqs + 1].diff().long()
     query_ends = query_start_loc[1 : num_reqs + 1].long()
@@ -238,9 +277,17 @@ def post_update(
     all_token_ids: Tensor,
     all_token_ids_stride: int,
     total_lens: Tensor,
+    *drafts: object,
     **_: object,
 ) -> None:
-    """Append each request's sampled tokens to its state and advance its counts."""
+    """Append each request's sampled tokens to its state and advance its counts.
+
+    idx_mapping: [num_reqs] int64, negative to skip. sampled_tokens: [num_reqs, width]
+    int64. num_sampled, num_rejected: [num_reqs] int32. output_bin_counts:
+    [max_num_reqs, vocab_size] int32 or None. total_lens: [max_num_reqs] int32.
+    Without query_start_loc only rejected tokens are counted. `drafts`, of vLLM 0.33,
+    are those that pipeline parallelism sends on.
+    """
     num_reqs = idx_mapping.shape[0]
     active = idx_mapping >= 0
     slots = idx_mapping[active]
@@ -286,7 +333,10 @@ def expand_idx_mapping(
     cu_num_logits: Tensor,
     **_: object,
 ) -> None:
-    """Repeat each request's slot once per logits row, with the row's number."""
+    """Repeat each request's slot once per logits row, with the row's number.
+
+    expanded_idx_mapping: [num_logits] int64. expanded_local_pos: [num_logits] int32.
+    """
     num_logits = cu_num_logits[: idx_mapping.shape[0] + 1].diff().long()
     reqs, offsets = _ragged(num_logits)
     rows = cu_num_logits[reqs] + offsets
