@@ -181,7 +181,16 @@ def test_a_guided_request_needs_the_room_twice() -> None:
 def test_the_length_of_a_block_causal_request_is_vllms_to_check() -> None:
     """Its prompt is forwarded in parts, so a budget is no limit of it."""
     facts = Facts(max_model_len=200, max_num_batched_tokens=16)
-    check_length_of(None, CONFIG.with_facts(facts), 190, 5)
+    config = CONFIG.with_facts(facts)
+    for prompt_len, max_tokens in ((190, 5), (17, 1), (199, 1), (250, 9)):
+        check_length_of(None, config, prompt_len, max_tokens)
+        full = FULL.with_facts(facts.model_copy(update={"attention": "full"}))
+        with pytest.raises(ValueError, match=r"allowed: 16 \(max_num_batched_tokens\)"):
+            check_length_of(None, full, prompt_len, max_tokens)
+    # What the length shows besides is checked all the same.
+    with pytest.raises(ValueError, match="dllm_steps=5000"):
+        own = {"dllm_algorithm": "origin", "dllm_steps": 5000}
+        check_length_of(own, config, 190, 5)
 
 
 def test_a_check_of_the_length_is_one_of_our_fields_too() -> None:

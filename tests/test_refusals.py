@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.config.compilation import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins import load_general_plugins
 
 from tests.golden_cases import GOLDEN
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.models.engine import BlockDiffusionConfig, captures_any_batch
 from vllm_dllm.params import RuleParams
 
 pytestmark = pytest.mark.timeout(120)
@@ -131,10 +133,22 @@ def test_what_we_would_choose_ourselves_is_accepted() -> None:
 
 @pytest.mark.parametrize("mode", ["NONE", "PIECEWISE", "FULL_AND_PIECEWISE"])
 def test_other_cuda_graphs_are_accepted(mode: str) -> None:
-    """The default of a GPU would be refused."""
-    graphs = {"cudagraph_mode": mode}
-    configure(SDAR, enforce_eager=False, compilation_config=graphs)
-    configure(SDAR, compilation_config={"cudagraph_mode": "FULL"})
+    """The default of a GPU would be refused, or taken back in silence."""
+    config = configure(SDAR, enforce_eager=False)
+    # A CPU has no graphs and put the mode aside, so it is set as it is on a GPU.
+    config.compilation_config.cudagraph_mode = CUDAGraphMode[mode]
+    BlockDiffusionConfig.verify_and_update_config(config)
+    assert config.compilation_config.cudagraph_mode == CUDAGraphMode[mode]
+    config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL
+    with pytest.raises(ValueError, match="cudagraph_mode FULL"):
+        BlockDiffusionConfig.verify_and_update_config(config)
+
+
+def test_without_graphs_none_of_them_is_refused() -> None:
+    """vLLM keeps the mode of a server that captures nothing (--enforce-eager)."""
+    config = configure(SDAR, compilation_config={"cudagraph_mode": "FULL"})
+    assert config.model_config.enforce_eager
+    assert not captures_any_batch(config)
 
 
 def test_a_checkpoint_without_a_mask_id_is_refused(tmp_path: Path) -> None:

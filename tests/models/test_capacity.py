@@ -1,10 +1,15 @@
 """Pages and budgets: what a server accepts at its start, it can schedule."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.engine.arg_utils import EngineArgs
+from vllm.usage.usage_lib import UsageContext
 
+from tests.checkpoints import derived
 from tests.engine_config import engine_config
+from tests.golden_cases import GOLDEN
 from vllm_dllm.config import DllmConfig
 
 SDAR, LLADA, DREAM = "sdar-pub1", "llada-pub0", "dream-pub0"
@@ -93,3 +98,87 @@ def test_a_page_that_ends_inside_a_block_is_refused(
         configured(SDAR, additional_config=own, block_size=page)
     config = configured(SDAR, additional_config=own, block_size=better)
     assert config.cache_config.block_size == better
+
+
+@pytest.mark.parametrize(("block", "positions"), [(4, 1024), (32, 1024), (24, 1032)])
+def test_rotary_tables_reach_the_end_of_the_last_block(
+    block: int, positions: int
+) -> None:
+    """A canvas past the longest request would be rotated by garbage."""
+    config = engine_config(
+        "sdar-pub0", additional_config={"dllm": {"block_size": block}}
+    )
+    assert config.model_config.hf_config.max_position_embeddings == positions
+    assert config.model_config.max_model_len == 1024
+
+
+@pytest.mark.parametrize("page", [None, 16, 48])
+@pytest.mark.parametrize("block", [None, 5, 32])
+def test_with_full_attention_any_page_will_do(
+    page: int | None, block: int | None
+) -> None:
+    """No page is shared, so that it may end inside a block."""
+    own = {"dllm": {} if block is None else {"block_size": block}}
+    options = {} if page is None else {"block_size": page}
+    config = engine_config("dream-pub0", additional_config=own, **options)
+    assert config.cache_config.block_size == (page or 32)
+    assert DllmConfig.of(config.model_config).block_size == block
+    assert config.diffusion_config.canvas_length == (block or 32)
+
+
+def long_model(folder: Path, model: str) -> Path:
+    """A checkpoint whose requests are longer than vLLM's default budget."""
+    limits = {"max_sequence_length": 50_000, "max_position_embeddings": 50_000}
+    name = next(iter(limits)) if model.startswith("llada-") else list(limits)[1]
+    return derived(folder / "model", model, **{name: limits[name]})
+
+
+@pytest.mark.parametrize("model", ["llada-pub0", "dream-pub0"])
+@pytest.mark.parametrize("context", [None, *UsageContext])
+def test_by_default_a_forward_holds_the_longest_request(
+    tmp_path: Path, model: str, context: UsageContext | None
+) -> None:
+    """A request that is longer than the budget would wait for ever, or be refused."""
+    args = EngineArgs(model=str(long_model(tmp_path, model)))
+    config = args.create_engine_config(context)
+    assert config.model_config.max_model_len == 50_000
+    assert config.scheduler_config.max_num_batched_tokens >= 50_000
+    budget = DllmConfig.of(config.model_config).facts.max_num_batched_tokens
+    assert budget == config.scheduler_config.max_num_batched_tokens
+    assert config.scheduler_config.max_num_seqs > 1
+
+
+@pytest.mark.parametrize("tokens", [512, 2048])
+def test_a_budget_that_the_operator_chose_is_kept(tmp_path: Path, tokens: int) -> None:
+    """It was chosen for the memory there is; longer requests are refused one by one."""
+    folder = long_model(tmp_path, "llada-pub0")
+    config = engine_config(folder, max_num_batched_tokens=tokens)
+    assert config.scheduler_config.max_num_batched_tokens == tokens
+    facts = DllmConfig.of(config.model_config).facts
+    assert (facts.max_num_batched_tokens, facts.max_model_len) == (tokens, 50_000)
+
+
+def test_a_model_that_splits_prompts_keeps_vllms_budget(tmp_path: Path) -> None:
+    """One forward of 50,000 tokens would take the memory of the KV cache."""
+    block_causal = engine_config(long_model(tmp_path, "sdar-pub0"))
+    assert block_causal.scheduler_config.max_num_batched_tokens < 50_000
+
+
+def test_the_arguments_are_left_as_they_were() -> None:
+    """vLLM goes on with them: a budget is one thing, to split prompts another."""
+    args = EngineArgs(model=str(GOLDEN / "llada-pub0"))
+    config = args.create_engine_config()
+    like = EngineArgs(model=str(GOLDEN / "sdar-pub0"))
+    other = like.create_engine_config().scheduler_config
+    assert args.enable_chunked_prefill == like.enable_chunked_prefill
+    ours = config.scheduler_config
+    assert ours.enable_chunked_prefill == other.enable_chunked_prefill
+
+
+@pytest.mark.parametrize("model", ["llada-pub0", "dream-pub0"])
+def test_prompts_that_cannot_be_split_are_not_to_be(model: str) -> None:
+    """A chunk of a prompt is never scheduled: the request would wait for ever."""
+    with pytest.raises(
+        ValueError, match=r"long_prefill_token_threshold=64 .*full attention"
+    ):
+        engine_config(model, long_prefill_token_threshold=64)
