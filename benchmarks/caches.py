@@ -11,7 +11,8 @@ Nothing else may use the server meanwhile.
 
 from typing import Any
 
-from rules import arguments, measure, save
+from results import write
+from rules import arguments, measure
 
 CANVAS = 32
 BLOCKS = (32, 8)
@@ -41,7 +42,7 @@ def main() -> None:
                     f"{row['tokens_per_second']:.0f} |",
                     flush=True,
                 )
-    save(results, args.out)
+    write(results, args.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["VLLM_PLUGINS"] = "dllm"
 
 import checkpoints
-from engine import write
+from results import write
 from server import Server, serve
 
 BLOCK = 32

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from results import write
+
 TOKENS = 256
 OTHERS = 7
 PROMPT = "<role>HUMAN</role>Copy: abc.<|role_end|><role>ASSISTANT</role>"
@@ -71,9 +73,7 @@ def main() -> None:
     ratio = statistics.median(drafts / plain for drafts, plain in pairs)
     print(f"beside stable text: {medians['block_append']:.3f} s")
     print(f"beside drafts:      {medians['denoise']:.3f} s, {ratio:.3f} times")
-    if args.out:
-        result = {"seconds": times, "medians": medians, "ratio": ratio}
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write({"seconds": times, "medians": medians, "ratio": ratio}, args.out)
 
 
 if __name__ == "__main__":

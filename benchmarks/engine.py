@@ -8,7 +8,6 @@ decodes one token: the worst case. The table says what a forward costs.
 """
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -23,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import checkpoints
 import torch
 from plain_loop import PlainLoop, Result
+from results import write
 from server import Run, Server, random_prompts, serve
 
 PROMPT = 128
@@ -94,12 +94,6 @@ def conditions(repeats: int) -> dict[str, Any]:
         "tokens": TOKENS,
         "repeats": repeats,
     }
-
-
-def write(results: dict[str, Any], out: Path | None) -> None:
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1))
 
 
 def main() -> None:

@@ -37,10 +37,10 @@ from engine import (
     ratio,
     server_measures,
     show,
-    write,
 )
 from lean_full_attention import LeanLoop
 from plain_loop import Result
+from results import write
 from server import Run, Server, random_prompts, serve
 
 from tests.reference import llada_generate

@@ -30,8 +30,9 @@ os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from engine import conditions, write
+from engine import conditions
 from floor import copy_rate, floor, matmul_rate
+from results import write
 from server import random_prompts
 from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform

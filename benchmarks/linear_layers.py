@@ -19,7 +19,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from checkpoints import SHAPE
-from engine import conditions, write
+from engine import conditions
+from results import write
 from vllm._custom_ops import create_onednn_mm, onednn_mm
 
 ROWS = (1, 4, 5, 8, 16, 20, 32, 40, 64, 128, 256, 2048)

@@ -9,7 +9,6 @@ it meanwhile.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from results import write
 
 from tools.eval_tiny import ask_server
 
@@ -79,12 +80,6 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def save(results: list[dict[str, Any]], out: Path | None) -> None:
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1))
-
-
 def main() -> None:
     args = arguments(__doc__)
     print("| rule | parameters | exact match | tokens/forward | tokens/s |")
@@ -101,7 +96,7 @@ def main() -> None:
             f"{row['tokens_per_forward']:.2f} | {row['tokens_per_second']:.0f} |",
             flush=True,
         )
-    save(results, args.out)
+    write(results, args.out)
 
 
 if __name__ == "__main__":

@@ -88,10 +88,11 @@ class StepStats:
     positions: int
     """Positions forwarded, in all requests."""
     canvas: int
-    """Of these, positions of the block under denoising."""
+    """Of these, positions of the blocks under denoising that were not handed out."""
     committed: int
-    """Tokens handed out."""
+    """Tokens handed out, in all requests."""
     revised: int
+    """Tokens replaced by others, in all requests."""
     finished: list[tuple[int, int]]
     """Forwards and tokens of each request that ended."""
 

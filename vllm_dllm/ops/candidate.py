@@ -83,7 +83,7 @@ def triton_kernels() -> ModuleType | None:
 def candidates_torch(
     logits: torch.Tensor, mask_token_id: int, measures: bool = False
 ) -> Candidates:
-    """The same in torch operations."""
+    """`candidates` in torch operations."""
     logits[:, mask_token_id] = float("-inf")
     top, token = logits.max(dim=-1)
     sums = [tile.float().logsumexp(dim=-1) for tile in logits.split(TILE)]
@@ -94,7 +94,7 @@ def candidates_torch(
 
 
 def _measure(found: Candidates, logits: torch.Tensor) -> None:
-    """Add entropy and margin, of logits in which the mask is excluded."""
+    """Add entropy and margin of logits [rows, vocab] without the mask."""
     tiles = [tile.float().softmax(dim=1) for tile in logits.split(TILE)]
     found.entropy = torch.cat([entropy(probs) for probs in tiles])
     found.margin = torch.cat([margin(probs) for probs in tiles])

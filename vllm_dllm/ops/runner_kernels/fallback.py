@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """`tensor`'s memory from its first element on, as one dimension."""
+    """`tensor`'s memory from its first element on: [elements]."""
     size = tensor.untyped_storage().nbytes() // tensor.element_size()
     return tensor.as_strided((size - tensor.storage_offset(),), (1,))
 
@@ -321,7 +321,11 @@ def post_update_num_computed_tokens(
     query_start_loc: Tensor,
     **_: object,
 ) -> None:
-    """Count every scheduled token as computed (ranks that do not sample)."""
+    """Count every scheduled token as computed (ranks that do not sample).
+
+    idx_mapping: [num_reqs] int64. num_computed_tokens: [max_num_reqs] int32.
+    query_start_loc: [num_reqs + 1] int32.
+    """
     query_lens = query_start_loc[: idx_mapping.shape[0] + 1].diff()
     num_computed_tokens[idx_mapping] += query_lens
 
