@@ -1,16 +1,53 @@
 """What makes a vLLM model class a block-diffusion model: the state it asks for."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from vllm_dllm.models.completeness import Completeness
 
 if TYPE_CHECKING:
     from vllm_dllm.worker.model_state import DenoisingModelState
 
+NAMED = 5
+"""Missing tensors that a message names."""
+
 
 class BlockDiffusion:
     """Mixin. The layers stay vLLM's; attention rows come from the model state."""
+
+    missing_tensors: list[str] = []
+    """What the last loading of weights left out. Nothing is wrong with that where
+    weights come in parts."""
 
     @staticmethod
     def get_model_state_cls() -> "type[DenoisingModelState]":
         from vllm_dllm.worker.model_state import DenoisingModelState
 
         return DenoisingModelState
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        completeness = Completeness(cast(nn.Module, self))
+        weights = completeness.watch(weights)
+        loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
+        self.missing_tensors = completeness.missing()
+        # vLLM would name some of them; `refuse_incomplete` names the first of all.
+        return loaded | completeness.parameters
+
+    def refuse_incomplete(self) -> None:
+        """Raise ValueError if the checkpoint lacked something, naming what."""
+        if self.missing_tensors:
+            missing = [self.released_name(name) for name in self.missing_tensors]
+            more = len(missing) - NAMED
+            raise ValueError(
+                f"the checkpoint lacks {', '.join(missing[:NAMED])}"
+                f"{f' and {more} more tensors' if more > 0 else ''}, which the model "
+                "needs"
+            )
+
+    @staticmethod
+    def released_name(name: str) -> str:
+        """What released checkpoints call the tensor that vLLM calls `name`."""
+        return name

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from vllm.model_executor.models.llama import LlamaForCausalLM
-from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.model_executor.models.utils import WeightsMapper
 
 from vllm_dllm.models.block_diffusion import BlockDiffusion
 
@@ -35,4 +35,10 @@ class LLaDAModelLM(BlockDiffusion, LlamaForCausalLM):
     hf_to_vllm_mapper = RELEASED_NAMES | LlamaForCausalLM.hf_to_vllm_mapper
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights, mapper=RELEASED_NAMES)
+        return super().load_weights(RELEASED_NAMES.apply(weights))
+
+    @staticmethod
+    def released_name(name: str) -> str:
+        for released, ours in reversed(RELEASED_NAMES.orig_to_new_substr.items()):
+            name = name.replace(ours, released)
+        return name

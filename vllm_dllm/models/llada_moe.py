@@ -20,11 +20,7 @@ from vllm.model_executor.models.qwen3_moe import (
     Qwen3MoeMLP,
     Qwen3MoeModel,
 )
-from vllm.model_executor.models.utils import (
-    AutoWeightsLoader,
-    WeightsMapper,
-    extract_layer_index,
-)
+from vllm.model_executor.models.utils import WeightsMapper, extract_layer_index
 
 from vllm_dllm.models.block_diffusion import BlockDiffusion
 
@@ -164,4 +160,4 @@ class LLaDAMoEModelLM(BlockDiffusion, LlamaForCausalLM):
         )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights, mapper=RELEASED_NAMES)
+        return super().load_weights(RELEASED_NAMES.apply(weights))

@@ -13,6 +13,10 @@ from vllm_dllm.worker.spans.batch import SpanBatch
 
 
 class DenoisingModelRunner(GPUModelRunner):
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        self.model.refuse_incomplete()
+
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
         slots = self.model_state.slots
         preempted = scheduler_output.preempted_req_ids or set()
