@@ -51,6 +51,20 @@ def random_weights(config: SDARMoeConfig) -> dict[str, Tensor]:
     return weights
 
 
+def checkpoint(folder: Path) -> Path:
+    """Write a random checkpoint."""
+    return derived(
+        folder,
+        "sdar-pub0",
+        random_weights(SDARMoeConfig(**CONFIG)),
+        architectures=["SDARMoeForCausalLM"],
+        model_type="sdar_moe",
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        **CONFIG,
+    )
+
+
 def requests() -> list[Case]:
     """Every rule with every prompt length, in more and in fewer steps."""
     random = Random(3)
@@ -74,16 +88,7 @@ def test_a_mixed_batch_answers_as_the_reference(
     running: OneAtATime, tmp_path: Path
 ) -> None:
     """Experts, their weights' norm or the mask could differ from Qwen3-MoE's."""
-    folder = derived(
-        tmp_path / "model",
-        "sdar-pub0",
-        random_weights(SDARMoeConfig(**CONFIG)),
-        architectures=["SDARMoeForCausalLM"],
-        model_type="sdar_moe",
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        **CONFIG,
-    )
+    folder = checkpoint(tmp_path / "model")
     model = SDARMoe.from_pretrained(folder)
     cases = [with_answer(case, model) for case in requests()]
     answers = {str(case.tokens) for case in cases}

@@ -1,0 +1,168 @@
+"""A checkpoint that lacks a tensor is refused, in every family; vLLM's real loader."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from vllm.config import set_current_vllm_config
+from vllm.distributed import (
+    cleanup_dist_env_and_memory,
+    init_distributed_environment,
+    initialize_model_parallel,
+)
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.utils.network_utils import get_open_port
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from tests import quantized
+from tests.checkpoints import derived
+from tests.engines import MODELS, Engine, EngineSpec, OneAtATime
+from tests.golden_cases import GOLDEN
+from tests.models import test_llada_moe, test_sdar_moe
+from tests.test_refusals import configure
+from vllm_dllm.models.block_diffusion import BlockDiffusion
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def golden(name: str) -> Callable[[Path], Path]:
+    return lambda folder: GOLDEN / name
+
+
+def llada_moe(folder: Path) -> Path:
+    return test_llada_moe.checkpoint(folder, "LLaDAMoEModelLM")
+
+
+def bare_llada_moe(folder: Path) -> Path:
+    return test_llada_moe.checkpoint(folder, "LLaDAMoEModel")
+
+
+COMPLETE: dict[str, Callable[[Path], Path]] = {
+    "dream": golden("dream-pub0"),
+    "llada": golden("llada-pub0"),
+    "llada2": golden("llada20-pub0"),
+    "llada-moe": llada_moe,
+    "bare-llada-moe": bare_llada_moe,
+    "sdar": golden("sdar-pub0"),
+    "sdar-moe": test_sdar_moe.checkpoint,
+}
+LACKING = {
+    "dream": ["model.layers.1.self_attn.k_proj.bias", "lm_head.weight"],
+    "llada": [
+        "model.transformer.wte.weight",
+        "model.transformer.blocks.0.ff_norm.weight",
+        "model.transformer.blocks.1.q_proj.weight",
+        "model.transformer.blocks.1.ff_out.weight",
+        "model.transformer.ff_out.weight",
+    ],
+    "llada2": [
+        "model.word_embeddings.weight",
+        "model.layers.1.mlp.experts.3.up_proj.weight",
+        "model.layers.2.mlp.gate.expert_bias",
+        "lm_head.weight",
+    ],
+    "llada-moe": ["model.layers.2.mlp.experts.7.down_proj.weight", "lm_head.weight"],
+    "bare-llada-moe": [
+        "model.layers.1.mlp.expert_bias",
+        "model.layers.2.mlp.shared_expert.gate_proj.weight",
+    ],
+    "sdar": ["model.layers.0.mlp.gate_proj.weight", "model.norm.weight"],
+    "sdar-moe": ["model.embed_tokens.weight", "model.layers.1.mlp.gate.weight"],
+}
+"""Family -> tensors that its model is to be loaded without, in the model's order."""
+IN_CHECKPOINT = {
+    "model.layers.1.mlp.expert_bias": "layers.1.mlp.expert_bias",
+    "model.layers.2.mlp.shared_expert.gate_proj.weight": (
+        "layers.2.shared_expert.gate_proj.weight"
+    ),
+}
+"""Names of a checkpoint that are not the released ones."""
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    """What a worker sets up before it loads a model."""
+    address = f"tcp://127.0.0.1:{get_open_port()}"
+    # With experts, or there is no group of ranks that share them.
+    with set_current_vllm_config(configure(GOLDEN / "llada20-pub0")):
+        init_distributed_environment(1, 0, address, 0, "gloo")
+        initialize_model_parallel(1, 1)
+        yield
+    cleanup_dist_env_and_memory()
+
+
+def load(folder: Path) -> BlockDiffusion:
+    config = configure(folder, dtype="bfloat16")
+    loader = get_model_loader(config.load_config)
+    with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
+        model = loader.create_model(config, config.model_config)
+    loader.load_weights(model, config.model_config)
+    return model
+
+
+def without(base: Path, folder: Path, pattern: str, **changes: Any) -> Path:
+    """A copy of the checkpoint that lacks the tensors of this pattern."""
+    weights = load_file(base / "model.safetensors")
+    left = {name: w for name, w in weights.items() if not re.fullmatch(pattern, name)}
+    assert len(left) < len(weights)
+    return derived(folder, str(base), left, **changes)
+
+
+@pytest.mark.parametrize("family", COMPLETE)
+def test_what_a_checkpoint_lacks_is_named(
+    family: str, tmp_path: Path, one_rank: None
+) -> None:
+    """A model with a random head starts, and answers nonsense without a word."""
+    complete = COMPLETE[family](tmp_path / "complete")
+    load(complete).refuse_incomplete()
+    lacking = LACKING[family]
+    names = [re.escape(IN_CHECKPOINT.get(name, name)) for name in lacking]
+    model = load(without(complete, tmp_path / "lacking", "|".join(names)))
+    with pytest.raises(ValueError, match=re.escape(", ".join(lacking))):
+        model.refuse_incomplete()
+
+
+def test_only_the_first_of_many_are_named(tmp_path: Path, one_rank: None) -> None:
+    """A message of a thousand names hides what it says."""
+    model = load(without(GOLDEN / "sdar-pub0", tmp_path / "m", r".*layers\.1\..*"))
+    with pytest.raises(ValueError, match=r"k_proj.* and 6 more tensors, which"):
+        model.refuse_incomplete()
+
+
+def test_a_tied_head_is_not_missed(tmp_path: Path, one_rank: None) -> None:
+    """Tied checkpoints have no head of their own, and may have no more than that."""
+    sdar = GOLDEN / "sdar-pub0"
+    tied = {"tie_word_embeddings": True}
+    load(without(sdar, tmp_path / "a", "lm_head.weight", **tied)).refuse_incomplete()
+
+
+@pytest.mark.parametrize("scheme", [quantized.int4, quantized.gptq])
+def test_a_quantized_layer_may_lack_nothing_either(
+    scheme: Callable[..., quantized.Parts], tmp_path: Path, one_rank: None
+) -> None:
+    """vLLM looks at no tensor of a quantized checkpoint."""
+    plain = r"wte|transformer\.ff_out"
+    base = MODELS / "tiny-llada"
+    whole = quantized.quantized(tmp_path / "whole", base, scheme, plain)
+    load(whole).refuse_incomplete()
+    lacking = r".*blocks\.1\.attn_out.*|.*blocks\.0\.ff_proj\.(weight_)?scales?"
+    model = load(without(whole, tmp_path / "lacking", lacking))
+    with pytest.raises(ValueError, match=r"0.ff_proj.\w*scale.*1.attn_out.\w+") as said:
+        model.refuse_incomplete()
+    assert "q_proj" not in str(said.value)
+
+
+def test_an_engine_refuses_what_its_model_lacks(
+    running: OneAtATime, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The tests above would pass if nobody asked the model."""
+    running.close()
+    model = without(GOLDEN / "llada-pub0", tmp_path / "m", "model.transformer.ff_out.*")
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        Engine(EngineSpec(str(model)))
+    said = "".join(capfd.readouterr()) + str(error.value)
+    assert "the checkpoint lacks model.transformer.ff_out.weight, which" in said
