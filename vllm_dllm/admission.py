@@ -1,5 +1,6 @@
 """What is asked of a request before the engine gets it; a refusal is a 400."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vllm_dllm.params import PREFIX, DllmParams, in_words
@@ -64,6 +65,37 @@ def _check_numbers(params: "SamplingParams", config: "DllmConfig") -> None:
             raise ValueError(
                 f"{field}={quoted(value)}: out of range; allowed: {allowed}"
             )
+
+
+def check_prompt(token_ids: Iterable[int], config: "DllmConfig") -> None:
+    """Refuse tokens that the tokenizer knows and the model does not.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    allowed = range(config.facts.vocab_size)
+    unknown = next((token for token in token_ids if token not in allowed), None)
+    if unknown is not None:
+        raise ValueError(
+            f"the prompt: token id {unknown} is not in the model's vocabulary; "
+            f"allowed: 0 to {allowed[-1]}"
+        )
+
+
+def check_bad_words(params: "SamplingParams", config: "DllmConfig") -> None:
+    """The same of words that must not be answered, once they are tokens.
+
+    Raises:
+        ValueError: naming the words and the first such token.
+    """
+    allowed = range(config.facts.vocab_size)
+    for word in params.bad_words_token_ids or ():
+        for token in word:
+            if token not in allowed:
+                raise ValueError(
+                    f"bad_words={params.bad_words!r}: token id {token} is not in the "
+                    f"model's vocabulary; allowed: 0 to {allowed[-1]}"
+                )
 
 
 def check_length(

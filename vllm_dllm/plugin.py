@@ -27,6 +27,8 @@ def register() -> None:
     compat.allow_suffixes()
     compat.lift_request_fields()
     compat.check_request_lengths()
+    compat.refuse_unknown_tokens()
+    compat.follow_tool_schemas()
     compat.report_forwards()
     compat.add_cli_flags()
     compat.add_stop_tokens()

@@ -28,6 +28,8 @@ from vllm_dllm.compat.requests import (
     replace_request_validation,
     report_forwards,
 )
+from vllm_dllm.compat.tools import follow_tool_schemas
+from vllm_dllm.compat.vocabulary import refuse_unknown_tokens
 
 __all__ = [
     "PRIVATE_SYMBOLS",
@@ -37,12 +39,14 @@ __all__ = [
     "allow_structured_outputs",
     "allow_suffixes",
     "check_request_lengths",
+    "follow_tool_schemas",
     "is_ours",
     "is_supported",
     "leave_base_rows_alone",
     "lift_request_fields",
     "open_v2_gate",
     "raise_token_budget",
+    "refuse_unknown_tokens",
     "refuse_unused_flags",
     "register_configs",
     "replace_cpu_kernels",

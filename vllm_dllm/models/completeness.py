@@ -52,8 +52,15 @@ class Layer(NamedTuple):
 def layers_of(model: nn.Module) -> list[Layer]:
     """Every layer that a checkpoint of the model has to have, in the model's order."""
     layers = []
+    # Without those that are tied to one before.
+    own = {id(parameter) for parameter in model.parameters()}
     for name, module in model.named_modules():
-        parameters = tuple(key for key, _ in module.named_parameters(recurse=False))
+        parameters = tuple(
+            key
+            for key, parameter in module.named_parameters(recurse=False)
+            if id(parameter) in own
+        )
+        own -= {id(parameter) for parameter in module.parameters(recurse=False)}
         # Attention may have scales of its keys, which checkpoints may lack.
         if not parameters or isinstance(module, Attention):
             continue

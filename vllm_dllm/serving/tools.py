@@ -1,0 +1,139 @@
+"""What the arguments of a tool have to be: an object, of the schema that it declares.
+
+vLLM obeys the schemas of tools with `"strict": true` alone; to others of its clients'
+tools a model may answer any JSON value, which their clients cannot read.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import check_json_nesting
+from xgrammar import Grammar
+
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
+COMBINATIONS = ("anyOf", "oneOf")
+OTHERWISE_TYPED = {"type", "$ref", "allOf", "enum", "const", *COMBINATIONS}
+"""Where a schema says what type its values have."""
+MAX_REFERENCES = 8
+"""How far a schema's type may be away from its beginning."""
+
+
+def follow_schemas(tools: Sequence[Any]) -> list[Any]:
+    """Copies of a request's tools that are strict and whose arguments are objects."""
+    return [follow_schema(tool) for tool in tools]
+
+
+def follow_schema(tool: Any) -> Any:
+    """The same of one tool; what is no function stays as it is."""
+    if hasattr(tool, "tools"):  # a namespace of them
+        return tool.model_copy(update={"tools": follow_schemas(tool.tools)})
+    function = getattr(tool, "function", tool)
+    if not hasattr(function, "parameters"):
+        return tool
+    schema = arguments_schema(function.parameters, function.strict)
+    function = function.model_copy(update={"parameters": schema, "strict": True})
+    if hasattr(tool, "function"):
+        return tool.model_copy(update={"function": function})
+    return function
+
+
+def needs_grammar(request: Any) -> bool:
+    """Whether vLLM makes a grammar of the request's tools."""
+    choice = request.tool_choice
+    if not request.tools or choice in (None, "none"):
+        return False
+    if choice != "auto" or request.parallel_tool_calls is False:
+        return True
+    functions = [getattr(tool, "function", tool) for tool in request.tools]
+    return any(getattr(function, "strict", None) for function in functions)
+
+
+def arguments_schema(declared: dict[str, Any] | None, strict: Any) -> dict[str, Any]:
+    """The schema of a tool's arguments.
+
+    Args:
+        declared: by the request; none means no arguments, as in OpenAI's API.
+        strict: of the request. False asks for no schema; True for this one, and for an
+            error where it makes no grammar.
+    """
+    if strict is False:
+        return ANY_OBJECT
+    if not declared:
+        return NO_ARGUMENTS
+    schema = of_objects(declared)
+    if not strict and not has_grammar(schema):
+        return ANY_OBJECT
+    return schema if allows_only_objects(schema, schema) else ANY_OBJECT
+
+
+def of_objects(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without what it says of values that are no objects."""
+    schema = dict(schema)
+    kind = schema.get("type")
+    if isinstance(kind, list) and "object" in kind:
+        schema["type"] = "object"
+    if not schema.keys() & OTHERWISE_TYPED:
+        schema["type"] = "object"
+    for name in COMBINATIONS:
+        if isinstance(branches := schema.get(name), list):
+            # As schema languages write that the value may be missing.
+            schema[name] = [b for b in branches if b != {"type": "null"}]
+    return schema
+
+
+def allows_only_objects(schema: Any, root: dict[str, Any], depth: int = 0) -> bool:
+    """Whether it is sure that the schema allows objects alone.
+
+    Args:
+        root: what its references are relative to.
+    """
+    if not isinstance(schema, dict) or depth > MAX_REFERENCES:
+        return False
+    depth += 1
+    if isinstance(reference := schema.get("$ref"), str):
+        if not reference.startswith("#/"):
+            return False
+        there: Any = root
+        for name in reference.removeprefix("#/").split("/"):
+            there = there.get(name) if isinstance(there, dict) else None
+        return allows_only_objects(there, root, depth)
+    for name in (*COMBINATIONS, "allOf"):
+        if isinstance(branches := schema.get(name), list):
+            # Of what several schemas allow together grammars know nothing.
+            known = isinstance(branches, list) and (
+                name != "allOf" or len(branches) < 2
+            )
+            return known and all(
+                allows_only_objects(branch, root, depth) for branch in branches
+            )
+    return schema.get("type") == "object" and not schema.keys() & {"enum", "const"}
+
+
+def has_grammar(schema: dict[str, Any]) -> bool:
+    """Whether vLLM's grammars can express the schema."""
+    try:
+        check_json_nesting(schema)  # before the parser, which has no such limit
+        return parses(json.dumps(schema))
+    except VLLMValidationError:
+        return False
+
+
+@lru_cache(maxsize=1024)
+def parses(schema: str) -> bool:
+    try:
+        Grammar.from_json_schema(schema)
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_object(arguments: str) -> bool:
+    """Whether the arguments of a call are what a client can read."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except ValueError:
+        return False
