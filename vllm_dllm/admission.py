@@ -82,22 +82,6 @@ def check_prompt(token_ids: Iterable[int], config: "DllmConfig") -> None:
         )
 
 
-def check_bad_words(params: "SamplingParams", config: "DllmConfig") -> None:
-    """The same of words that must not be answered, once they are tokens.
-
-    Raises:
-        ValueError: naming the words and the first such token.
-    """
-    allowed = range(config.facts.vocab_size)
-    for word in params.bad_words_token_ids or ():
-        for token in word:
-            if token not in allowed:
-                raise ValueError(
-                    f"bad_words={params.bad_words!r}: token id {token} is not in the "
-                    f"model's vocabulary; allowed: 0 to {allowed[-1]}"
-                )
-
-
 def check_length(
     sampling_params: "SamplingParams", config: "DllmConfig", prompt_len: int
 ) -> None:

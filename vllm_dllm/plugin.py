@@ -21,6 +21,7 @@ def register() -> None:
         return
     register_models()
     compat.register_configs()
+    compat.read_configs_by_architecture()
     compat.open_v2_gate()
     compat.replace_request_validation()
     compat.allow_structured_outputs()

@@ -227,8 +227,8 @@ def _check_full_attention(wishes: DllmParams, config: "DllmConfig") -> None:
         for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
             if getattr(wishes, name):
                 raise ValueError(
-                    f"{PREFIX}{name}=True: the checkpoint's config.json names no end "
-                    "of the text (eos_token_id)"
+                    f"{PREFIX}{name}=True: the checkpoint names no end of the text "
+                    "(eos_token_id)"
                 )
     for token in wishes.suffix_token_ids:
         if token >= config.facts.vocab_size:

@@ -140,6 +140,20 @@ def test_a_tied_head_is_not_missed(tmp_path: Path, one_rank: None) -> None:
     load(without(sdar, tmp_path / "a", "lm_head.weight", **tied)).refuse_incomplete()
 
 
+def test_a_router_may_do_without_a_bias_that_is_not_stated(
+    tmp_path: Path, one_rank: None
+) -> None:
+    """The authors' router then has one of zeros; vLLM's has none, and is not built."""
+    llada2, pattern = GOLDEN / "llada20-pub0", r".*\.gate\.expert_bias"
+    unstated = {"moe_router_enable_expert_bias": False}
+    model = load(without(llada2, tmp_path / "a", pattern, **unstated))
+    model.refuse_incomplete()
+    biases = [w for name, w in model.named_parameters() if "expert_bias" in name]
+    assert biases and not torch.stack(biases).any()
+    brought = load(derived(tmp_path / "b", "llada20-pub0", **unstated))
+    assert dict(brought.named_parameters())["model.layers.1.mlp.gate.expert_bias"].any()
+
+
 @pytest.mark.parametrize("scheme", [quantized.int4, quantized.gptq])
 def test_a_quantized_layer_may_lack_nothing_either(
     scheme: Callable[..., quantized.Parts], tmp_path: Path, one_rank: None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_dllm.models.configs import DreamConfig, LLaDAConfig
+from vllm_dllm.models.configs import DreamConfig, LLaDA2MoeConfig, LLaDAConfig
 
 LLADA = {
     "architectures": ["LLaDAModelLM"],
@@ -221,3 +221,13 @@ def test_dream_has_no_sliding_window(tmp_path: Path) -> None:
     assert set(config.layer_types) == {"full_attention"}
     assert config.rope_parameters["rope_theta"] == 1000000.0
     assert config.mask_token_id == 151666
+
+
+def test_a_router_of_llada2_has_a_bias_with_sigmoid_alone() -> None:
+    """vLLM's router asserts it, without a word."""
+    softmax = {"score_function": "softmax"}
+    assert not LLaDA2MoeConfig(
+        moe_router_enable_expert_bias=False, **softmax
+    ).moe_router_enable_expert_bias
+    with pytest.raises(ValueError, match="moe_router_enable_expert_bias=True is not"):
+        LLaDA2MoeConfig(**softmax)

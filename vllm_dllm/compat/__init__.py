@@ -15,6 +15,7 @@ from vllm_dllm.compat.flags import (
 from vllm_dllm.compat.models import (
     add_stop_tokens,
     open_v2_gate,
+    read_configs_by_architecture,
     register_configs,
     replace_cpu_kernels,
     size_attention_for_rows,
@@ -46,6 +47,7 @@ __all__ = [
     "lift_request_fields",
     "open_v2_gate",
     "raise_token_budget",
+    "read_configs_by_architecture",
     "refuse_unknown_tokens",
     "refuse_unused_flags",
     "register_configs",

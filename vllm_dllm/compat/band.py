@@ -9,10 +9,15 @@ SUPPORTED = SpecifierSet(">=0.32,<0.33")
 
 PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.transformers_utils.config:_CONFIG_REGISTRY",
+    "vllm.transformers_utils.config:HFConfigParser.parse",
     "vllm.model_executor.models.config:MODELS_CONFIG_MAP",
     "vllm.config.vllm:HAS_TRITON",
     "vllm.config.vllm:VllmConfig.use_v2_model_runner",
     "vllm.config.vllm:VllmConfig._validate_v2_model_runner",
+    "vllm.sampling_params:SamplingParams._validate_logprobs",
+    "vllm.sampling_params:SamplingParams._validate_stop_token_ids",
+    "vllm.sampling_params:SamplingParams._validate_logit_bias",
+    "vllm.sampling_params:SamplingParams._validate_allowed_token_ids",
     "vllm.sampling_params:SamplingParams._validate_diffusion",
     "vllm.sampling_params:SamplingParams._validate_structured_outputs",
     "vllm.config:ModelConfig.get_diff_sampling_param",

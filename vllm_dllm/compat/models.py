@@ -29,6 +29,42 @@ def register_configs() -> None:
         MODELS_CONFIG_MAP[architecture] = engine.BlockDiffusionConfig
 
 
+def read_configs_by_architecture() -> None:
+    """Read config.json of our architectures whatever `model_type` it has, or none.
+
+    Trainers write names of their own there, which neither vLLM nor transformers knows;
+    what a checkpoint is made for, its architecture says. Removable when a model class
+    can name its config class.
+    """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from transformers import PreTrainedConfig
+    from vllm.transformers_utils.config import HFConfigParser
+
+    from vllm_dllm.models import configs
+    from vllm_dllm.models.registry import FAMILIES
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def parse(
+            self: HFConfigParser, model: Any, *args: Any, **kwargs: Any
+        ) -> tuple[dict[str, Any], Any]:
+            revision = kwargs.get("revision")
+            fields, _ = PreTrainedConfig.get_config_dict(
+                model, revision=revision, local_files_only=HF_HUB_OFFLINE
+            )
+            family = next(map(FAMILIES.get, fields.get("architectures") or ()), None)
+            if family is not None:
+                config_class = getattr(configs, family.config)
+                stated, model_type = fields.get("model_type"), config_class.model_type
+                if stated != model_type:
+                    fields["model_type"] = model_type
+                    return fields, config_class.from_dict(fields)
+            return function(self, model, *args, **kwargs)
+
+        return parse
+
+    wrap_once(HFConfigParser, "parse", wrapper)
+
+
 def open_v2_gate() -> None:
     """Run Model Runner V2 for our models where Triton is missing.
 
@@ -91,9 +127,12 @@ def add_stop_tokens() -> None:
             config = function(self)
             if not hasattr(self.hf_config, KEY):
                 return config
-            eos = config.get("eos_token_id", [])
+            facts = DllmConfig.of(self).facts
+            eos = config.get("eos_token_id")
+            if eos is None or eos == []:
+                eos = [] if facts.eos_token_id is None else facts.eos_token_id
             stops = [eos] if isinstance(eos, int) else list(eos)
-            stops += DllmConfig.of(self).facts.stop_token_ids
+            stops += facts.stop_token_ids
             return {**config, "eos_token_id": list(dict.fromkeys(stops))}
 
         return try_get_generation_config

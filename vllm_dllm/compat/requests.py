@@ -80,6 +80,16 @@ def allow_suffixes() -> None:
     wrap_once(BaseRenderer, "render_completion_suffix", wrapper)
 
 
+EARLY_CHECKS = (
+    "_validate_logprobs",
+    "_validate_stop_token_ids",
+    "_validate_logit_bias",
+    "_validate_allowed_token_ids",
+    "_validate_diffusion",
+)
+"""Of vLLM, which makes them when a stream has begun."""
+
+
 class OurDefaults(dict[str, Any]):
     """Default sampling parameters that belong to one of our models."""
 
@@ -107,7 +117,7 @@ def check_request_lengths() -> None:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
-    from vllm_dllm.admission import check_bad_words, check_length
+    from vllm_dllm.admission import check_length
     from vllm_dllm.config import DllmConfig
 
     def remember(function: Callable[..., int]) -> Callable[..., int]:
@@ -138,7 +148,6 @@ def check_request_lengths() -> None:
             if is_ours(self.model_config) and isinstance(params, SamplingParams):
                 config = DllmConfig.of(self.model_config)
                 with refusing():
-                    check_bad_words(params, config)
                     check_length(params, config, len(request.prompt_token_ids))
             return request
 
@@ -167,7 +176,7 @@ def lift_request_fields() -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.tokenizers.registry import cached_tokenizer_from_config
 
-    from vllm_dllm.admission import check_bad_words, check_length
+    from vllm_dllm.admission import check_length
     from vllm_dllm.config import DllmConfig
     from vllm_dllm.models.registry import FAMILIES
     from vllm_dllm.serving.lift import lift
@@ -217,17 +226,15 @@ def lift_request_fields() -> None:
                 params.prompt_logprobs = None
             body = dict(self.model_extra or {})
             suffix = getattr(self, "suffix", body.get("suffix"))
-            tokenizer = cached_tokenizer_from_config(defaults.model_config)
             if isinstance(suffix, str):
+                tokenizer = cached_tokenizer_from_config(defaults.model_config)
                 body["suffix"] = tokenizer.encode(suffix, add_special_tokens=False)
             with refusing():
                 fields = lift(body, config, params.extra_args)
                 # A new dict, because theirs is the request's own `vllm_xargs`.
                 params.extra_args = {**(params.extra_args or {}), **fields} or None
-                params._validate_diffusion(defaults.model_config)
-                if params.bad_words and tokenizer is not None:
-                    params.update_from_tokenizer(tokenizer)
-                    check_bad_words(params, config)
+                for check in EARLY_CHECKS:
+                    getattr(params, check)(defaults.model_config)
                 if isinstance(limit, TokenLimit):
                     params.max_tokens = int(limit)
                     check_length(params, config, limit.prompt_len)

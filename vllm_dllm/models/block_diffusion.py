@@ -32,7 +32,9 @@ class BlockDiffusion:
         completeness = Completeness(cast(nn.Module, self))
         weights = completeness.watch(weights)
         loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
-        self.missing_tensors = completeness.missing()
+        self.missing_tensors = [
+            name for name in completeness.missing() if not self.may_lack(name)
+        ]
         # vLLM would name some of them; `refuse_incomplete` names the first of all.
         return loaded | completeness.parameters
 
@@ -46,6 +48,10 @@ class BlockDiffusion:
                 f"{f' and {more} more tensors' if more > 0 else ''}, which the model "
                 "needs"
             )
+
+    def may_lack(self, name: str) -> bool:
+        """Whether a checkpoint of this config may do without the tensor."""
+        return False
 
     @staticmethod
     def released_name(name: str) -> str:

@@ -39,6 +39,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         norm_topk_prob: bool = True,
         score_function: str = "sigmoid",
         moe_router_enable_expert_bias: bool = True,
+        use_sliding_window: bool = False,
         router_dtype: str = "fp32",
         norm_head: bool = False,
         tie_word_embeddings: bool = False,
@@ -69,7 +70,16 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         self.routed_scaling_factor = routed_scaling_factor
         self.norm_topk_prob = norm_topk_prob
         self.score_function = score_function
-        self.moe_router_enable_expert_bias = moe_router_enable_expert_bias
+        if score_function == "softmax" and moe_router_enable_expert_bias:
+            raise ValueError(
+                "config.json: moe_router_enable_expert_bias=True is not supported with "
+                "score_function='softmax', only with 'sigmoid'"
+            )
+        # The authors' router has one with sigmoid, stated or not, of zeros unless the
+        # checkpoint brings its own; vLLM's knows none that is not stated.
+        self.states_expert_bias = moe_router_enable_expert_bias
+        self.moe_router_enable_expert_bias = score_function == "sigmoid"
+        self.use_sliding_window = use_sliding_window
         self.router_dtype = router_dtype
         self.norm_head = norm_head
         # vLLM's Bailing layers ask for these. Without `use_rmsnorm` its q/k norms

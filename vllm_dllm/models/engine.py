@@ -5,7 +5,7 @@ vLLM calls these for a model whose architecture is in its config-hook table
 config. Everything that cannot work is refused here, with one clear message.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.config.compilation import CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
@@ -45,6 +45,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         # vLLM caches `is_diffusion` when it is first read, which may be before the
         # flags are known; the value itself is set below.
         defaults = family_of(model_config).defaults
+        forget_unused_window(model_config.hf_config)
         model_config.hf_config.canvas_length = canvas_length(defaults.get("block_size"))
 
     @classmethod
@@ -84,6 +85,26 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         logger.info("Diffusion language model: %s", config)
 
 
+def forget_unused_window(hf_config: Any) -> None:
+    """Take a window of attention away that no layer has.
+
+    Tools write one next to the word that it is not used, or for layers behind the last.
+    """
+    unused = getattr(hf_config, "use_sliding_window", None) is False
+    first = getattr(hf_config, "max_window_layers", None)
+    if kinds := layer_kinds(hf_config):
+        unused = unused or kinds == {"full_attention"}
+    elif first is not None:
+        unused = unused or first >= hf_config.num_hidden_layers
+    if unused:
+        hf_config.sliding_window = None
+
+
+def layer_kinds(hf_config: Any) -> set[str]:
+    """The kinds of attention that config.json names; none if it names none."""
+    return set(getattr(hf_config, "layer_types", None) or ())
+
+
 def canvas_length(block_size: int | None) -> int:
     """The canvas that vLLM is told of: a block."""
     return block_size or WHOLE_ANSWER_CANVAS
@@ -114,7 +135,10 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
         "KV transfer (--kv-transfer-config)": (
             vllm_config.kv_transfer_config is not None
         ),
-        "sliding window attention": model_config.get_sliding_window() is not None,
+        "sliding window attention": (
+            model_config.get_sliding_window() is not None
+            or not layer_kinds(model_config.hf_config) <= {"full_attention"}
+        ),
         "a length that follows from the memory (--max-model-len auto; name a number)": (
             model_config.original_max_model_len == -1
         ),

@@ -35,9 +35,15 @@ class LLaDA2MoeModelLM(BlockDiffusion, BailingMoeV2ForCausalLM):
                 # vLLM's decoder block names the class to build; the two hold the same
                 # parameters and differ in forward() alone.
                 layer.mlp.__class__ = LLaDA2MoE
+                if self.config.moe_router_enable_expert_bias:
+                    layer.mlp.gate.expert_bias.data.zero_()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return super().load_weights(canonical_layout(weights))
+
+    def may_lack(self, name: str) -> bool:
+        stated = self.config.states_expert_bias
+        return name.endswith(".gate.expert_bias") and not stated
 
 
 def canonical_layout(

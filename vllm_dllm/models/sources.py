@@ -24,31 +24,63 @@ def user_fields(vllm_config: "VllmConfig") -> dict[str, Any]:
 
 def checkpoint_fields(model_config: "ModelConfig") -> dict[str, Any]:
     """Fields of `DllmConfig` that the checkpoint itself states."""
-    hf_config = model_config.hf_config
-    mask_token_id = getattr(hf_config, "mask_token_id", None)
-    if mask_token_id is None:
-        mask_token_id = find_mask_token(model_config)
     return {
-        "block_size": getattr(hf_config, "block_size", None),
-        "mask_token_id": mask_token_id,
+        "block_size": getattr(model_config.hf_config, "block_size", None),
+        "mask_token_id": find_mask_token(model_config),
     }
 
 
 def find_mask_token(model_config: "ModelConfig") -> int | None:
-    """The id of the family's mask token in the checkpoint's tokenizer, if any."""
-    found = find_tokens(model_config, family_of(model_config).mask_tokens)
+    """What stands for a position not yet decoded, by the first that says.
+
+    Of config.json, generation_config.json and the tokenizer, which may name it or know
+    it under a spelling of its family, or of another one.
+    """
+    stated = getattr(model_config.hf_config, "mask_token_id", None)
+    if stated is None:
+        stated = model_config.try_get_generation_config().get("mask_token_id")
+    if stated is not None:
+        return stated
+    named = getattr(tokenizer_of(model_config), "mask_token", None)
+    families = [family_of(model_config), *FAMILIES.values()]
+    spellings = [spelling for family in families for spelling in family.mask_tokens]
+    found = find_tokens(model_config, (named or "", *spellings))
     return next((token for token in found if token is not None), None)
+
+
+def find_end_token(model_config: "ModelConfig") -> int | None:
+    """The end of the text, by the first of the same that names one the model has."""
+    generation = model_config.try_get_generation_config()
+    sources = (
+        getattr(model_config.hf_config, "eos_token_id", None),
+        generation.get("eos_token_id"),
+        getattr(tokenizer_of(model_config), "eos_token_id", None),
+    )
+    known = range(model_config.get_vocab_size())
+    for source in sources:
+        for token in source if isinstance(source, list) else [source]:
+            if token in known:
+                return token
+    return None
+
+
+def tokenizer_of(model_config: "ModelConfig") -> Any:
+    """The checkpoint's tokenizer, or None where the engine has none."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    if model_config.skip_tokenizer_init:
+        return None
+    return cached_tokenizer_from_config(model_config)
 
 
 def find_tokens(
     model_config: "ModelConfig", spellings: tuple[str, ...]
 ) -> list[int | None]:
     """The id of each spelling in the checkpoint's tokenizer, or None."""
-    from vllm.tokenizers import cached_tokenizer_from_config
-
-    if model_config.skip_tokenizer_init or not spellings:
+    tokenizer = tokenizer_of(model_config)
+    if tokenizer is None or not spellings:
         return [None] * len(spellings)
-    vocab = cached_tokenizer_from_config(model_config).get_vocab()
+    vocab = tokenizer.get_vocab()
     return [vocab.get(spelling) for spelling in spellings]
 
 
@@ -56,11 +88,14 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
     """The facts of the architecture, and those of this engine."""
     model_config = vllm_config.model_config
     scheduler_config = vllm_config.scheduler_config
-    stops = find_tokens(model_config, family_of(model_config).stop_tokens)
-    eos = model_config.hf_config.eos_token_id
+    known = range(model_config.get_vocab_size())
+    stops = [
+        token if token in known else None
+        for token in find_tokens(model_config, family_of(model_config).stop_tokens)
+    ]
     return config.facts.model_copy(
         update={
-            "eos_token_id": eos[0] if isinstance(eos, list) else eos,
+            "eos_token_id": find_end_token(model_config),
             "eot_token_id": stops[-1] if stops else None,
             "stop_token_ids": [token for token in stops if token is not None],
             "max_model_len": model_config.max_model_len,
@@ -69,6 +104,6 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
                 scheduler_config.max_num_scheduled_tokens or UNBOUNDED
             ),
             "page_size": vllm_config.cache_config.block_size,
-            "vocab_size": model_config.get_vocab_size(),
+            "vocab_size": len(known),
         }
     )
