@@ -1,0 +1,186 @@
+"""tiny-llada2 as people serve it: with tool calls, and a tokenizer that knows more.
+
+Tokens that the model does not have are refused on every way in; arguments of tools are
+objects of the declared schema, whatever a client left out.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engines import OneAtATime
+from tests.servers import Server
+from tests.specs import MODELS, EngineSpec
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.server]
+
+TOKEN = 288
+"""The first id that the model does not have."""
+UNKNOWN = "<|added|>"
+"""Its name in the tokenizer."""
+
+
+def tokenizer_with_added_token(folder: Path) -> Path:
+    """The tokenizer of tiny-llada2 with tokens up to that one."""
+    unwanted = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(MODELS / "tiny-llada2", folder, ignore=unwanted)
+    file = folder / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    first = 1 + max(token["id"] for token in fields["added_tokens"])
+    like = {**fields["added_tokens"][-1], "special": True}
+    for token in range(first, TOKEN + 1):
+        name = UNKNOWN if token == TOKEN else f"<|spare{token}|>"
+        fields["added_tokens"].append({**like, "id": token, "content": name})
+    file.write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
+    folder = tmp_path_factory.mktemp("added") / "tokenizer"
+    options = {
+        "tokenizer": str(tokenizer_with_added_token(folder)),
+        "enable_auto_tool_choice": True,
+        "tool_call_parser": "hermes",
+    }
+    return EngineSpec(str(MODELS / "tiny-llada2"), 32, options, routes=True)
+
+
+@pytest.fixture
+def added(
+    spec: EngineSpec, running: OneAtATime, tmp_path_factory: pytest.TempPathFactory
+) -> Server:
+    return running.server(spec, tmp_path_factory.mktemp("server"))
+
+
+# Unknown tokens
+
+USER = [{"role": "user", "content": f"Copy: {UNKNOWN}"}]
+SHORT = {"model": Server.MODEL, "max_tokens": 4}
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "text": ("/v1/completions", {"prompt": f"Copy: {UNKNOWN}"}),
+    "ids": ("/v1/completions", {"prompt": [5, TOKEN, 6]}),
+    "second of two": ("/v1/completions", {"prompt": ["Copy: a", UNKNOWN]}),
+    "a huge id": ("/v1/completions", {"prompt": [5, 2**63]}),
+    "a negative id": ("/v1/completions", {"prompt": [5, -1]}),
+    "chat": ("/v1/chat/completions", {"messages": USER}),
+    "batch": ("/v1/chat/completions/batch", {"messages": [USER, USER]}),
+    "responses": ("/v1/responses", {"input": UNKNOWN, "max_output_tokens": 4}),
+    "messages": ("/v1/messages", {"messages": USER}),
+    "generate": ("/v1/generate", {"text": UNKNOWN}),
+    "stop": ("/v1/completions", {"prompt": "Copy: a", "stop_token_ids": [TOKEN]}),
+    "bias": ("/v1/completions", {"prompt": "Copy: a", "logit_bias": {f"{TOKEN}": 1}}),
+    "allowed": ("/v1/completions", {"prompt": "Copy", "allowed_token_ids": [5, TOKEN]}),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_token_without_an_embedding_is_a_400(
+    added: Server, case: str, stream: bool
+) -> None:
+    """The look-up of one request would end the engine for everybody."""
+    path, body = REFUSED[case]
+    if stream and path.endswith("/batch"):
+        pytest.skip("has no streams")
+    async with httpx.AsyncClient(base_url=added.url, timeout=60) as http:
+        answer = await http.post(path, json={**SHORT, **body, "stream": stream})
+        assert answer.status_code == 400, answer.text
+        assert ("greater_than" if case == "a negative id" else "vocab") in answer.text
+        prompt = {"prompt": "Copy: abc", "max_tokens": 8, "model": Server.MODEL}
+        after = await http.post("/v1/completions", json=prompt)
+    assert after.status_code == 200, "the engine is gone"
+
+
+async def test_such_a_token_may_be_a_bad_word(added: Server) -> None:
+    """It is never answered anyway."""
+    body = {**SHORT, "prompt": "Copy: a", "bad_words": [UNKNOWN, "b"]}
+    async with httpx.AsyncClient(base_url=added.url, timeout=60) as http:
+        answer = await http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+
+
+async def test_such_a_token_can_be_looked_up(added: Server) -> None:
+    """It is the tokenizer's, whatever the model knows."""
+    async with httpx.AsyncClient(base_url=added.url, timeout=60) as http:
+        answer = await http.post("/tokenize", json={"prompt": UNKNOWN})
+    assert TOKEN in answer.json()["tokens"]
+
+
+# Tools
+
+EMPTY = {"type": "object", "properties": {}}
+POINT = {
+    "type": "object",
+    "properties": {"x": {"enum": [1, 23]}, "y": {"$ref": "#/$defs/side"}},
+    "required": ["x", "y"],
+    "additionalProperties": False,
+    "$defs": {"side": {"type": "object", "properties": {"far": {"type": "boolean"}}}},
+}
+CASES: dict[str, tuple[dict[str, Any] | None, bool | None]] = {
+    "none": (None, None),
+    "null": (None, False),
+    "no keys": ({}, None),
+    "no properties": (EMPTY, None),
+    "any object": ({"type": "object"}, None),
+    "a point": (POINT, None),
+    "a strict point": (POINT, True),
+    "no schema wanted": (POINT, False),
+    "a string": ({"type": "string"}, None),
+}
+QUESTION = [{"role": "user", "content": "Copy: abc"}]
+
+
+def is_right(arguments: Any, case: str) -> bool:
+    if "point" in case:
+        return arguments["x"] in (1, 23) and isinstance(arguments["y"], dict)
+    wanted = case in ("none", "no keys", "no properties")
+    return isinstance(arguments, dict) and (not wanted or arguments == {})
+
+
+def tool(case: str) -> dict[str, Any]:
+    parameters, strict = CASES[case]
+    function: dict[str, Any] = {"name": "call", "parameters": parameters}
+    if case == "none":
+        del function["parameters"]
+    if strict is not None:
+        function["strict"] = strict
+    return {"type": "function", "function": function}
+
+
+async def post(server: Server, path: str, **body: Any) -> httpx.Response:
+    body = {"model": Server.MODEL, "max_tokens": 200, "temperature": 1.0, **body}
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
+        return await http.post(path, json=body)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("choice", ["required", "named"])
+@pytest.mark.parametrize("case", CASES)
+async def test_a_required_call_has_an_object_for_its_arguments(
+    added: Server, case: str, choice: str, seed: int
+) -> None:
+    """Arguments `false` are JSON, and no client's function takes them."""
+    tools = [{"type": "function", "function": {"name": "other"}}, tool(case)]
+    named = {"type": "function", "function": {"name": "call"}}
+    answer = await post(
+        added,
+        "/v1/chat/completions",
+        messages=QUESTION,
+        tools=tools[1:] if choice == "required" else tools,
+        tool_choice=named if choice == "named" else choice,
+        parallel_tool_calls=False,
+        seed=seed,
+    )
+    assert answer.status_code == 200, answer.text
+    message = answer.json()["choices"][0]["message"]
+    if answer.json()["choices"][0]["finish_reason"] == "length":
+        assert message["content"]
+        return
+    [call] = message["tool_calls"]
+    assert call["function"]["name"] == "call"
+    assert is_right(json.loads(call["function"]["arguments"]), case)
