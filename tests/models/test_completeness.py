@@ -179,5 +179,5 @@ def test_an_engine_refuses_what_its_model_lacks(
     """The tests above would pass if nobody asked the model."""
     running.close()
     model = without(GOLDEN / "llada-pub0", tmp_path / "m", "model.transformer.ff_out.*")
-    with pytest.raises(ValueError, match="lacks model.transformer.ff_out.weight, whi"):
+    with pytest.raises(ValueError, match=r"lacks model.transformer.ff_out.weight,"):
         Engine(EngineSpec(str(model)))
