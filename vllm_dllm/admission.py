@@ -77,7 +77,7 @@ def check_prompt(token_ids: Iterable[int], config: "DllmConfig") -> None:
     unknown = next((token for token in token_ids if token not in allowed), None)
     if unknown is not None:
         raise ValueError(
-            f"the prompt: token id {unknown} is not in the model's vocabulary; "
+            f"the prompt: token id {quoted(unknown)} is not in the model's vocabulary; "
             f"allowed: 0 to {allowed[-1]}"
         )
 

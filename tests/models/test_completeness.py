@@ -20,11 +20,11 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from tests import quantized
 from tests.checkpoints import derived
+from tests.engine_config import engine_config
 from tests.engines import Engine, OneAtATime
 from tests.golden_cases import GOLDEN
 from tests.models import test_llada_moe, test_sdar_moe
 from tests.specs import MODELS, EngineSpec
-from tests.test_refusals import configure
 from vllm_dllm.models.block_diffusion import BlockDiffusion
 
 pytestmark = pytest.mark.timeout(120)
@@ -90,7 +90,7 @@ def one_rank(running: OneAtATime) -> Iterator[None]:
     running.close()
     address = f"tcp://127.0.0.1:{get_open_port()}"
     # With experts, or there is no group of ranks that share them.
-    with set_current_vllm_config(configure(GOLDEN / "llada20-pub0")):
+    with set_current_vllm_config(engine_config(GOLDEN / "llada20-pub0")):
         init_distributed_environment(1, 0, address, 0, "gloo")
         initialize_model_parallel(1, 1)
         yield
@@ -98,7 +98,7 @@ def one_rank(running: OneAtATime) -> Iterator[None]:
 
 
 def load(folder: Path) -> BlockDiffusion:
-    config = configure(folder, dtype="bfloat16")
+    config = engine_config(folder, dtype="bfloat16")
     loader = get_model_loader(config.load_config)
     with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
         model = loader.create_model(config, config.model_config)

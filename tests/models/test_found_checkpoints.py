@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import derived
-from tests.engines import Engine, EngineSpec, OneAtATime
+from tests.engine_config import engine_config
+from tests.engines import Engine, OneAtATime
 from tests.golden_cases import EOS, MASK, differences, golden_cases
-from tests.test_refusals import configure
+from tests.specs import EngineSpec
 from vllm_dllm.config import DllmConfig
 
 pytestmark = pytest.mark.timeout(400)
@@ -20,7 +21,7 @@ every_family = pytest.mark.parametrize("base", FAMILIES)
 
 
 def settled(folder: Path, **options: Any) -> DllmConfig:
-    return DllmConfig.of(configure(folder, **options).model_config)
+    return DllmConfig.of(engine_config(folder, **options).model_config)
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -32,7 +33,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 def stops_of(folder: Path, **options: Any) -> list[int]:
     """What vLLM ends an answer with, besides the tokenizer's end."""
-    model_config = configure(folder, **options).model_config
+    model_config = engine_config(folder, **options).model_config
     return model_config.try_get_generation_config()["eos_token_id"]
 
 
@@ -132,7 +133,7 @@ def test_a_window_that_no_layer_has_is_none(
 ) -> None:
     """LLaDA2's own config class writes one into every fine-tune."""
     folder = derived(tmp_path / "model", base, **fields)
-    assert configure(folder).model_config.get_sliding_window() is None
+    assert engine_config(folder).model_config.get_sliding_window() is None
 
 
 @every_family
@@ -143,7 +144,7 @@ def test_a_window_that_a_layer_has_is_refused(
     """A window that is left out in silence would give wrong tokens."""
     folder = derived(tmp_path / "model", base, **fields)
     with pytest.raises(ValueError, match="sliding window attention is not supported"):
-        configure(folder)
+        engine_config(folder)
 
 
 # The name of the config
@@ -157,8 +158,8 @@ def test_an_architecture_is_enough_to_read_a_config(
     """Trainers write model types of their own, and code that nobody wants to run."""
     own = {"AutoConfig": "configuration_own.OwnConfig"}
     folder = derived(tmp_path / "m", base, model_type=model_type, auto_map=own)
-    expected = configure(derived(tmp_path / "base", base)).model_config
-    config = configure(folder).model_config
+    expected = engine_config(derived(tmp_path / "base", base)).model_config
+    config = engine_config(folder).model_config
     assert type(config.hf_config) is type(expected.hf_config)
     assert config.hf_config.model_type == expected.hf_config.model_type
     assert settled(folder) == settled(tmp_path / "base")

@@ -52,6 +52,7 @@ def defaults_of(architecture: str) -> dict[str, Any]:
         architectures=[architecture],
         generation_config="vllm",
         override_generation_config={"temperature": 0.0},
+        max_logprobs=20,
         hf_config=SimpleNamespace(),
     )
     BLOCK_CAUSAL.attach(model_config)
