@@ -179,17 +179,21 @@ def attend_causally(worker: Any, causal: bool) -> None:
     """Run in the worker: one row of attention per request, with a causal mask."""
     from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 
-    from vllm_dllm.worker import attention, model_state
+    from vllm_dllm.worker import model_state
+    from vllm_dllm.worker.spans.rows import whole_rows
 
-    def causal_rows(batch: Any, num_reqs: int, block: int) -> Any:
-        return attention.whole_rows(batch, num_reqs, batch.seq_lens[:num_reqs])
+    def causal_rows(batch: Any, num_reqs: int, spans: Any) -> Any:
+        return whole_rows(batch, num_reqs, batch.seq_lens[:num_reqs])
 
     def causal_metadata(*args: Any, **kwargs: Any) -> Any:
         return build_attn_metadata(*args, **{**kwargs, "causal": True})
 
-    rows = causal_rows if causal else attention.block_causal_rows
-    build = causal_metadata if causal else build_attn_metadata
-    model_state.block_causal_rows, model_state.build_attn_metadata = rows, build
+    layout = worker.model_runner.model_state.slots.layout
+    vars(layout).pop("attention_rows", None)
+    model_state.build_attn_metadata = build_attn_metadata
+    if causal:
+        layout.attention_rows = causal_rows
+        model_state.build_attn_metadata = causal_metadata
 
 
 def measure_decoding(
