@@ -96,7 +96,7 @@ SERVERS = {
     "sdar16": EngineSpec("sdar-pub1", 16),
     "editing32": EngineSpec("llada21-pub0", 32),
     "llada": EngineSpec(
-        "llada-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
+        "llada-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}, routes=True
     ),
     "dream": EngineSpec(
         "dream-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
