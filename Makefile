@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint lock clean
+.PHONY: help install serve test test-next lint lock clean
 
 PYTHON ?= python3
 MODEL ?= models/tiny-llada2
@@ -8,9 +8,10 @@ PORT ?= 8000
 ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
+NEXT := .venv-next/bin
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo 'Variables: PYTHON=$(PYTHON) MODEL=$(MODEL) PORT=$(PORT) WORKERS=$(WORKERS) ARGS="extra arguments"'
 
 install: ## make .venv: vLLM for CPU, this project (editable), development tools
@@ -24,6 +25,10 @@ serve: install ## serve MODEL on PORT; ARGS go to `vllm serve`
 test: install ## run the tests in WORKERS processes; ARGS go to pytest
 	@source tools/cpu_env.sh; set -x; \
 	exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-next: install ## the same on the next vLLM (.venv-next); ARGS go to pytest
+	@tools/install_next.sh && source tools/cpu_env.sh; set -x; \
+	exec $(NEXT)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: install ## ruff, ruff format, mypy and import-linter, all read-only
 	$(BIN)/ruff check .

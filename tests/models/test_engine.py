@@ -3,6 +3,7 @@
 import pytest
 
 from tests.engine_config import engine_config, resolved
+from vllm_dllm.models import engine
 
 
 @pytest.mark.parametrize("block", [1, 4, 24, 32, 48])
@@ -14,12 +15,22 @@ def test_vllm_is_told_everything_it_needs(block: int) -> None:
     assert config.scheduler_config.scheduler_cls == (
         "vllm_dllm.scheduler.BlockDiffusionScheduler"
     )
-    assert config.parallel_config.worker_cls.startswith("vllm_dllm.worker.worker.")
+    assert config.parallel_config.worker_cls.startswith("vllm_dllm.compat.workers.")
     assert config.diffusion_config.canvas_length == block
     assert config.model_config.is_diffusion
     assert config.cache_config.block_size % block == 0
     assert config.use_v2_model_runner
     assert not config.scheduler_config.async_scheduling
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_kernels_are_warmed_up_where_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, triton: bool
+) -> None:
+    """vLLM 0.33 warms up Triton kernels on CPU too: without Triton no engine starts."""
+    monkeypatch.setattr(engine, "HAS_TRITON", triton)
+    config = engine_config("sdar-pub0")
+    assert config.kernel_config.enable_jit_warmup is triton
 
 
 def test_a_worker_of_the_users_own_is_kept() -> None:
@@ -46,7 +57,7 @@ def test_with_full_attention_no_prefix_is_shared(
     assert config.scheduler_config.scheduler_cls == (
         "vllm_dllm.scheduler.BlockDiffusionScheduler"
     )
-    assert config.parallel_config.worker_cls.startswith("vllm_dllm.worker.worker.")
+    assert config.parallel_config.worker_cls.startswith("vllm_dllm.compat.workers.")
     assert config.model_config.is_diffusion
     assert config.use_v2_model_runner
     assert not config.scheduler_config.async_scheduling

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from vllm_dllm.worker.attention import (
     AttentionRows,
     block_causal_rows,

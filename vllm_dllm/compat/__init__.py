@@ -20,7 +20,6 @@ from vllm_dllm.compat.models import (
     replace_cpu_kernels,
     size_attention_for_rows,
 )
-from vllm_dllm.compat.patch import is_ours
 from vllm_dllm.compat.requests import (
     allow_structured_outputs,
     allow_suffixes,
@@ -41,7 +40,6 @@ __all__ = [
     "allow_suffixes",
     "check_request_lengths",
     "follow_tool_schemas",
-    "is_ours",
     "is_supported",
     "leave_base_rows_alone",
     "lift_request_fields",

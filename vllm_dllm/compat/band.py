@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-SUPPORTED = SpecifierSet(">=0.32,<0.33")
+SUPPORTED = SpecifierSet(">=0.32,<0.34")
 
 PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.transformers_utils.config:_CONFIG_REGISTRY",

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vllm_dllm.compat.patch import is_ours, wrap_once
+from vllm_dllm.compat.patch import wrap_once
+from vllm_dllm.models.registry import is_ours
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

@@ -2,10 +2,13 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vllm_dllm.compat.patch import is_ours, wrap_once
+from vllm_dllm.compat.patch import wrap_once
+from vllm_dllm.models.registry import is_ours
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -65,6 +68,19 @@ def read_configs_by_architecture() -> None:
     wrap_once(HFConfigParser, "parse", wrapper)
 
 
+@contextmanager
+def claiming_triton(module: ModuleType) -> Iterator[None]:
+    """Let a module of vLLM that asks for Triton find it; one that does not, be."""
+    found = vars(module).get("HAS_TRITON", True)
+    if not found:
+        vars(module)["HAS_TRITON"] = True
+    try:
+        yield
+    finally:
+        if not found:
+            vars(module)["HAS_TRITON"] = False
+
+
 def open_v2_gate() -> None:
     """Run Model Runner V2 for our models where Triton is missing.
 
@@ -76,13 +92,10 @@ def open_v2_gate() -> None:
 
     def wrapper(function: Callable[["VllmConfig"], Any]) -> Callable[..., Any]:
         def with_gate_open(self: "VllmConfig") -> Any:
-            if module.HAS_TRITON or not is_ours(self.model_config):
+            if not is_ours(self.model_config):
                 return function(self)
-            module.HAS_TRITON = True
-            try:
+            with claiming_triton(module):
                 return function(self)
-            finally:
-                module.HAS_TRITON = False
 
         return with_gate_open
 

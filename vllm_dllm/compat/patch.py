@@ -3,19 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vllm.config import ModelConfig
-
-
-def is_ours(model_config: "ModelConfig | None") -> bool:
-    """Whether the model is one of our architectures; others keep vLLM's behaviour."""
-    from vllm_dllm.models.registry import FAMILIES
-
-    return model_config is not None and not FAMILIES.keys().isdisjoint(
-        model_config.architectures
-    )
+from typing import Any
 
 
 def wrap_once(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:

@@ -4,7 +4,8 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vllm_dllm.compat.patch import is_ours, refusing, wrap_once
+from vllm_dllm.compat.patch import refusing, wrap_once
+from vllm_dllm.models.registry import is_ours
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_dllm.compat.patch import is_ours, refusing, wrap_once
+from vllm_dllm.compat.patch import refusing, wrap_once
+from vllm_dllm.models.registry import is_ours
 
 
 def refuse_unknown_tokens() -> None:

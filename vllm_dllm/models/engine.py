@@ -12,6 +12,7 @@ from vllm.config.diffusion import DiffusionConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
 
 from vllm_dllm.config import KEY, DllmConfig
 from vllm_dllm.models.capacity import forward_whole_blocks, forward_whole_requests
@@ -32,8 +33,8 @@ WHOLE_ANSWER_CANVAS = 32
 canvas positions go no higher."""
 SCHEDULER = "vllm_dllm.scheduler.BlockDiffusionScheduler"
 WORKERS = {
-    "cpu": "vllm_dllm.worker.worker.DenoisingCPUWorker",
-    "cuda": "vllm_dllm.worker.worker.DenoisingGPUWorker",
+    "cpu": "vllm_dllm.compat.workers.DenoisingCPUWorker",
+    "cuda": "vllm_dllm.compat.workers.DenoisingGPUWorker",
 }
 
 
@@ -78,6 +79,9 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         vllm_config.attention_config.use_non_causal = True
         vllm_config.scheduler_config.async_scheduling = False
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+        if current_platform.is_cpu() and not HAS_TRITON:
+            # vLLM 0.33 warms up kernels that need Triton, and nothing is compiled here.
+            vllm_config.kernel_config.enable_jit_warmup = False
         if vllm_config.parallel_config.worker_cls == "auto":
             vllm_config.parallel_config.worker_cls = WORKERS[
                 current_platform.device_type

@@ -1,9 +1,12 @@
 """The table of supported architectures. A new model is one row here and one file."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.config import Facts
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,10 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """HF `architectures[0]` -> family. Not keyed by `model_type`, which families share."""
+
+
+def is_ours(model_config: "ModelConfig | None") -> bool:
+    """Whether the model is one of our architectures; others keep vLLM's behaviour."""
+    return model_config is not None and not FAMILIES.keys().isdisjoint(
+        model_config.architectures
+    )

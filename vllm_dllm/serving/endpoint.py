@@ -26,7 +26,7 @@ from vllm.entrypoints.serve.utils.api_utils import (
     with_cancellation,
 )
 
-from vllm_dllm import compat
+from vllm_dllm.models.registry import is_ours
 from vllm_dllm.serving.generate import (
     GenerateRequest,
     GenerateResponse,
@@ -102,6 +102,6 @@ class Endpoint:
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace
     ) -> None:
-        if engine_client is None or not compat.is_ours(engine_client.model_config):
+        if engine_client is None or not is_ours(engine_client.model_config):
             return
         state.dllm_generate = GenerateServing.of(state.openai_serving_completion)

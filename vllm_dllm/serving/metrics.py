@@ -15,7 +15,7 @@ from vllm.v1.metrics.stats import (
     SchedulerStats,
 )
 
-from vllm_dllm import compat
+from vllm_dllm.models.registry import is_ours
 from vllm_dllm.report import StepStats
 
 LABELS = ("model_name", "engine")
@@ -71,7 +71,7 @@ class StatLogger(StatLoggerBase):
     """Feeds the metrics from the steps of one engine."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
-        self.ours = compat.is_ours(vllm_config.model_config)
+        self.ours = is_ours(vllm_config.model_config)
         self.labels = (vllm_config.model_config.served_model_name, str(engine_index))
 
     def record(

@@ -1,26 +1,38 @@
 """Workers of vLLM that run our model runner; one class per platform."""
 
-from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.gpu_worker import Worker
+from typing import Any
 
-from vllm_dllm import compat
+from vllm.v1.worker import gpu_worker
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from vllm_dllm.compat.adapters import leave_base_rows_alone
+from vllm_dllm.compat.models import (
+    claiming_triton,
+    replace_cpu_kernels,
+    size_attention_for_rows,
+)
 from vllm_dllm.worker.model_runner import (
     DenoisingCPUModelRunner,
     DenoisingModelRunner,
 )
 
 
-class DenoisingGPUWorker(Worker):
+class DenoisingGPUWorker(gpu_worker.Worker):
     def _make_model_runner(self) -> DenoisingModelRunner:
-        compat.size_attention_for_rows()
+        size_attention_for_rows()
         return DenoisingModelRunner(self.vllm_config, self.device)
 
 
 class DenoisingCPUWorker(CPUWorker):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # vLLM 0.33 looks for Triton here, before the kernels are replaced.
+        with claiming_triton(gpu_worker):
+            super().__init__(*args, **kwargs)
+
     def init_device(self) -> None:
-        compat.replace_cpu_kernels()
-        compat.leave_base_rows_alone()
-        compat.size_attention_for_rows()
+        replace_cpu_kernels()
+        leave_base_rows_alone()
+        size_attention_for_rows()
         super().init_device()
         # CPUWorker has no seam for the runner and names its class in init_device. The
         # two hold the same attributes and differ in methods alone.
