@@ -6,7 +6,6 @@ a chunk may end, and where the next span of a request starts.
 """
 
 import time
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,22 +18,10 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.report import Draft, ForwardCount, StepReport, StepStats, client_params
+from vllm_dllm.progress import Progress, StepPlan, annotate, hand_out
+from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.span import Plan, Span
-
-
-@dataclass
-class Progress:
-    """What is kept of a request besides what vLLM keeps."""
-
-    plan: Plan
-    max_nfe: int | None
-    """Denoising forwards that it may take."""
-    refreshed: int | None = None
-    """Start of the block that the last refresh was made for."""
-    forwards: ForwardCount = field(default_factory=ForwardCount)
-    trajectory: list[int] = field(default_factory=list)
+from vllm_dllm.span import Span
 
 
 class BlockDiffusionScheduler(Scheduler):
@@ -46,10 +33,10 @@ class BlockDiffusionScheduler(Scheduler):
         if not self.config.facts.full_attention:
             # A canvas ends on a block border, which may lie past the longest request.
             self.max_model_len = span.round_up(self.max_request_len, self.config.block)
-        self.unplanned_tokens = 0
-        self.planned_at = 0.0
-        self.spans: dict[str, Span] = {}
         self.progress: WeakKeyDictionary[Request, Progress] = WeakKeyDictionary()
+        self.unplanned_tokens = 0
+        self.ending = StepPlan({})
+        """The step whose output is being read."""
 
     def add_request(self, request: Request) -> None:
         # The length check against max_model_len is now one for the canvas; that for
@@ -78,8 +65,10 @@ class BlockDiffusionScheduler(Scheduler):
         for request in self.running:
             wanted = self._whole_span(request, request.num_computed_tokens)
             request.spec_token_ids = [-1] * (wanted.end - request.num_tokens)
-        self.planned_at = time.monotonic()
-        return super().schedule(throttle_prefills)
+        started = time.monotonic()
+        output = super().schedule(throttle_prefills)
+        StepPlan.of(output).started = started
+        return output
 
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
@@ -92,28 +81,33 @@ class BlockDiffusionScheduler(Scheduler):
         plan = self.progress[request].plan
         wanted = self._whole_span(request, num_computed_tokens)
         budget = num_new_tokens
+        is_new = request.status != RequestStatus.RUNNING
         ends_prefill = num_computed_tokens + num_new_tokens == request.num_tokens
-        waits = request.status != RequestStatus.RUNNING and ends_prefill
-        if waits or self.config.facts.full_attention:
+        if (is_new and ends_prefill) or self.config.facts.full_attention:
             budget = min(wanted.length, self.unplanned_tokens)
         length = plan.clip(wanted, budget).length
         self.unplanned_tokens -= length
+        if is_new and length == 0:
+            # vLLM 0.33 looks at the requests behind it: none may overtake it, or it
+            # waits for as long as shorter ones come.
+            self.unplanned_tokens = 0
         return length
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         # Runs last in schedule(), before the lengths are added to the counts.
         drafts = scheduler_output.scheduled_spec_decode_tokens
-        self.spans.clear()
+        spans: dict[str, Span] = {}
         for req_id, length in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[req_id]
             wanted = self._whole_span(request, request.num_computed_tokens)
             planned = self.progress[request].plan.clip(wanted, length)
-            self.spans[req_id] = planned
+            spans[req_id] = planned
             if planned.canvas:
                 # That there are any tells the worker to decide some.
                 drafts[req_id] = [-1] * min(planned.canvas, self.num_spec_tokens)
             else:
                 drafts.pop(req_id, None)
+        StepPlan(spans).attach(scheduler_output)
         super()._update_after_schedule(scheduler_output)
 
     def update_from_output(
@@ -122,29 +116,42 @@ class BlockDiffusionScheduler(Scheduler):
         model_runner_output: ModelRunnerOutput,
     ) -> dict[int, EngineCoreOutputs]:
         report = StepReport.of(model_runner_output)
-        requests = {req_id: self.requests.get(req_id) for req_id in self.spans}
+        step = self.ending = StepPlan.of(scheduler_output)
+        followed = {
+            req_id: (request, self.progress[request])
+            for req_id in step.spans
+            if (request := self.requests.get(req_id)) is not None
+        }
         for req_id, steps in report.trajectories.items():
-            if (traced := requests.get(req_id)) is not None:
-                self.progress[traced].trajectory.extend(steps)
+            if req_id in followed:
+                followed[req_id][1].trajectory.extend(steps)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        spent: set[str] = set()
-        for req_id, planned in self.spans.items():
-            request = requests[req_id]
-            if request is None or request.status != RequestStatus.RUNNING:
+        for req_id, (request, progress) in followed.items():
+            if request.status != RequestStatus.RUNNING:
                 continue
-            # vLLM counts every emitted token as computed. Here emitting and committing
-            # are separate events.
-            progress = self.progress[request]
-            next_start = progress.plan.next_start(planned, request.num_tokens)
-            request.num_computed_tokens = next_start
+            planned = step.spans[req_id]
+            self._set_computed(request)
             progress.refreshed = progress.plan.grid.start_of(planned.known)
-            budget, forwards = progress.max_nfe, progress.forwards.num_draft_tokens
-            if budget is not None and planned.canvas and forwards >= budget:
-                spent.add(req_id)
-        if spent:
-            self._end(spent, outputs)
-        self._annotate(outputs, requests, report)
+            if planned.canvas and progress.is_spent:
+                self._end(request, outputs)
+        annotate(outputs, followed, step, report)
         return outputs
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        result = super()._update_request_with_output(request, new_token_ids, is_stale)
+        if not is_stale:
+            # vLLM 0.33 shares pages up to this count as soon as this returns.
+            self._set_computed(request)
+        return result
+
+    def _set_computed(self, request: Request) -> None:
+        """Set where the next span starts: vLLM counts every emitted token as computed,
+        but here emitting and committing are separate events."""
+        planned = self.ending.spans[request.request_id]
+        plan = self.progress[request].plan
+        request.num_computed_tokens = plan.next_start(planned, request.num_tokens)
 
     def make_spec_decoding_stats(
         self,
@@ -154,7 +161,7 @@ class BlockDiffusionScheduler(Scheduler):
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """Count a denoising step; the rest of its statistics is added by `_annotate`.
+        """Count a denoising step; `annotate` adds the rest of its statistics.
         vLLM's own count ends at the default block, and a request may have a longer
         one."""
         if not self.log_stats:
@@ -163,89 +170,23 @@ class BlockDiffusionScheduler(Scheduler):
         stats.num_drafts += 1
         return stats
 
-    def _annotate(
-        self,
-        outputs: dict[int, EngineCoreOutputs],
-        requests: dict[str, Request | None],
-        report: StepReport,
-    ) -> None:
-        """Add to the answers of a step what clients and /metrics want to know."""
-        drafts, finished = dict(report.drafts), []
-        stats, committed = None, 0
-        for of_client in outputs.values():
-            if of_client.scheduler_stats is not None:
-                stats = of_client.scheduler_stats.spec_decoding_stats
-            for output in of_client.outputs:
-                request = requests.get(output.request_id)
-                if request is None:
-                    continue
-                progress = self.progress[request]
-                committed += len(output.new_token_ids)
-                # With every answer: one that ends at a stop string has no last one.
-                output.spec_decode_metrics = progress.forwards
-                draft = drafts.pop(output.request_id, None)
-                length = request.num_output_tokens
-                if output.finish_reason is not None:
-                    finished.append((progress.forwards.num_draft_tokens, length))
-                params = {}
-                if progress.trajectory:
-                    params = client_params(trajectory=progress.trajectory[:length])
-                if draft is not None and output.finish_reason is None:
-                    params |= self._draft_params(request, draft)
-                output.kv_transfer_params = params or None
-        for req_id, draft in drafts.items():
-            request = requests.get(req_id)
-            if request is not None and request.status == RequestStatus.RUNNING:
-                output = EngineCoreOutput(
-                    request_id=req_id,
-                    new_token_ids=[],
-                    kv_transfer_params=self._draft_params(request, draft),
-                    spec_decode_metrics=self.progress[request].forwards,
-                )
-                of_client = outputs.setdefault(
-                    request.client_index, EngineCoreOutputs()
-                )
-                of_client.outputs.append(output)
-        if stats is not None:
-            StepStats(
-                seconds=time.monotonic() - self.planned_at,
-                requests=stats.num_drafts,
-                positions=sum(planned.length for planned in self.spans.values()),
-                canvas=sum(planned.canvas for planned in self.spans.values()),
-                committed=committed,
-                revised=report.revised,
-                finished=finished,
-            ).pack(stats)
-
-    def _draft_params(self, request: Request, draft: Draft) -> dict[str, Any]:
-        """A draft as a client gets it: positions are those of the answer."""
-        start = request.num_prompt_tokens
-        room = max(0, start + request.max_tokens - draft.start)
-        return client_params(
-            draft={
-                "offset": draft.start - start,
-                "token_ids": draft.tokens[:room],
-                "changed": [p - start for p in draft.changed],
-                "step": draft.step,
-                "nfe": self.progress[request].forwards.num_draft_tokens,
-            }
+    def _end(self, request: Request, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Finish a request for its length, with the tokens it has."""
+        prefill_stats = request.take_prefill_stats()
+        if prefill_stats is not None:
+            # As vLLM's own end of a request does, while it has its pages.
+            cached = self.kv_cache_manager.estimate_cached_tokens(request)
+            prefill_stats.finalize(cached)
+        self.finish_requests(request.request_id, RequestStatus.FINISHED_LENGTH_CAPPED)
+        output = EngineCoreOutput(
+            request_id=request.request_id,
+            new_token_ids=[],
+            finish_reason=request.get_finished_reason(),
+            events=request.take_events(),
+            prefill_stats=prefill_stats,
+            trace_headers=request.trace_headers,
         )
-
-    def _end(self, req_ids: set[str], outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Finish requests for their length, with the tokens they have."""
-        for request in self.finish_requests(
-            req_ids, RequestStatus.FINISHED_LENGTH_CAPPED
-        ):
-            output = EngineCoreOutput(
-                request_id=request.request_id,
-                new_token_ids=[],
-                finish_reason=request.get_finished_reason(),
-                events=request.take_events(),
-                prefill_stats=request.take_prefill_stats(),
-                trace_headers=request.trace_headers,
-            )
-            of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
-            of_client.outputs.append(output)
+        hand_out(output, request, outputs)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         # The canvas stays on the worker; its length follows from the known tokens.

@@ -58,6 +58,7 @@ PRIVATE_SYMBOLS: tuple[str, ...] = (
     "vllm.config:ModelConfig.try_get_generation_config",
     "vllm.v1.core.sched.scheduler:Scheduler._reserve_prefill_lookahead",
     "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule",
+    "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output",
     "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
     "vllm.v1.spec_decode.metrics:SpecDecodingStats",
     "vllm.model_executor.models.llama:LlamaForCausalLM._init_model",

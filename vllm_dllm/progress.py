@@ -1,0 +1,140 @@
+"""How far requests and steps are, and what clients and /metrics are told of it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import Request, RequestStatus
+
+from vllm_dllm.report import Draft, ForwardCount, StepReport, StepStats, client_params
+from vllm_dllm.span import Plan, Span
+
+
+@dataclass
+class Progress:
+    """What is kept of a request besides what vLLM keeps."""
+
+    plan: Plan
+    max_nfe: int | None
+    """Denoising forwards that it may take."""
+    refreshed: int | None = None
+    """Start of the block that the last refresh was made for."""
+    forwards: ForwardCount = field(default_factory=ForwardCount)
+    trajectory: list[int] = field(default_factory=list)
+
+    @property
+    def nfe(self) -> int:
+        """Denoising forwards that it took."""
+        return self.forwards.num_draft_tokens
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether these are all that it may take."""
+        return self.max_nfe is not None and self.nfe >= self.max_nfe
+
+
+@dataclass
+class StepPlan:
+    """What was planned for a step: it comes back with the step's `SchedulerOutput`.
+
+    It is for the scheduler alone; to workers in other processes it goes empty.
+    """
+
+    spans: dict[str, Span]
+    """By request id."""
+    started: float = 0.0
+    """When the plan was begun."""
+
+    def attach(self, output: SchedulerOutput) -> None:
+        output.dllm_plan = self
+
+    @staticmethod
+    def of(output: SchedulerOutput) -> "StepPlan":
+        plan: StepPlan = output.dllm_plan
+        return plan
+
+    def __reduce__(self) -> tuple[type["StepPlan"], tuple[dict[str, Span]]]:
+        return StepPlan, ({},)
+
+
+Followed = Mapping[str, tuple[Request, Progress]]
+"""Requests of a step, by their id: all that were not aborted while it ran."""
+
+
+def annotate(
+    outputs: dict[int, EngineCoreOutputs],
+    followed: Followed,
+    step: StepPlan,
+    report: StepReport,
+) -> None:
+    """Add to the answers of a step what clients and /metrics want to know."""
+    drafts, finished = dict(report.drafts), []
+    stats, committed = None, 0
+    for of_client in outputs.values():
+        if of_client.scheduler_stats is not None:
+            stats = of_client.scheduler_stats.spec_decoding_stats
+        for output in of_client.outputs:
+            if output.request_id not in followed:
+                continue
+            request, progress = followed[output.request_id]
+            committed += len(output.new_token_ids)
+            # With every answer: one that ends at a stop string has no last one.
+            output.spec_decode_metrics = progress.forwards
+            draft = drafts.pop(output.request_id, None)
+            length = request.num_output_tokens
+            if output.finish_reason is not None:
+                finished.append((progress.nfe, length))
+            params = {}
+            if progress.trajectory:
+                params = client_params(trajectory=progress.trajectory[:length])
+            if draft is not None and output.finish_reason is None:
+                params |= draft_params(request, progress, draft)
+            output.kv_transfer_params = params or None
+    for req_id, draft in drafts.items():
+        if req_id not in followed:
+            continue
+        request, progress = followed[req_id]
+        if request.status == RequestStatus.RUNNING:
+            output = EngineCoreOutput(
+                request_id=req_id,
+                new_token_ids=[],
+                kv_transfer_params=draft_params(request, progress, draft),
+                spec_decode_metrics=progress.forwards,
+            )
+            hand_out(output, request, outputs)
+    if stats is not None:
+        StepStats(
+            seconds=time.monotonic() - step.started,
+            requests=stats.num_drafts,
+            positions=sum(span.length for span in step.spans.values()),
+            canvas=sum(span.canvas for span in step.spans.values()),
+            committed=committed,
+            revised=report.revised,
+            finished=finished,
+        ).pack(stats)
+
+
+def draft_params(request: Request, progress: Progress, draft: Draft) -> dict[str, Any]:
+    """A draft as a client gets it: positions are those of the answer."""
+    start = request.num_prompt_tokens
+    room = max(0, start + request.max_tokens - draft.start)
+    return client_params(
+        draft={
+            "offset": draft.start - start,
+            "token_ids": draft.tokens[:room],
+            "changed": [p - start for p in draft.changed],
+            "step": draft.step,
+            "nfe": progress.nfe,
+        }
+    )
+
+
+def hand_out(
+    output: EngineCoreOutput, request: Request, outputs: dict[int, EngineCoreOutputs]
+) -> None:
+    """Put an answer of our own among those for the request's client."""
+    of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
+    of_client.outputs.append(output)
