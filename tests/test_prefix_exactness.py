@@ -1,4 +1,4 @@
-"""A page that is shared holds the KV of a cold run, wherever the answer before ended."""
+"""A shared page holds the KV of a cold run, wherever the answer before it ended."""
 
 from dataclasses import replace
 from itertools import count
@@ -84,7 +84,7 @@ def test_the_last_page_of_an_answer_is_not_shared(engine: Engine) -> None:
     check_following(engine, cases, engine.answers(cases, ignore_eos=True))
 
 
-@uses("sdar4", "sdar16", "llada32")
+@uses("sdar4", "sdar16")
 def test_the_last_page_before_a_stop_is_not_shared(engine: Engine) -> None:
     """A stop ends a request in the middle of vLLM's bookkeeping of its last step."""
     cases = begun_cases(engine)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_dllm.report import Draft, ForwardCount, StepReport, StepStats, client_params
@@ -69,8 +69,11 @@ def annotate(
     followed: Followed,
     step: StepPlan,
     report: StepReport,
-) -> None:
-    """Add to the answers of a step what clients and /metrics want to know."""
+) -> dict[str, Draft]:
+    """Add to the answers of a step what clients and /metrics want to know.
+
+    Returns the drafts of running requests that got no answer.
+    """
     drafts, finished = dict(report.drafts), []
     stats, committed = None, 0
     for of_client in outputs.values():
@@ -93,18 +96,6 @@ def annotate(
             if draft is not None and output.finish_reason is None:
                 params |= draft_params(request, progress, draft)
             output.kv_transfer_params = params or None
-    for req_id, draft in drafts.items():
-        if req_id not in followed:
-            continue
-        request, progress = followed[req_id]
-        if request.status == RequestStatus.RUNNING:
-            output = EngineCoreOutput(
-                request_id=req_id,
-                new_token_ids=[],
-                kv_transfer_params=draft_params(request, progress, draft),
-                spec_decode_metrics=progress.forwards,
-            )
-            hand_out(output, request, outputs)
     if stats is not None:
         StepStats(
             seconds=time.monotonic() - step.started,
@@ -115,6 +106,11 @@ def annotate(
             revised=report.revised,
             finished=finished,
         ).pack(stats)
+    return {
+        req_id: draft
+        for req_id, draft in drafts.items()
+        if req_id in followed and followed[req_id][0].status == RequestStatus.RUNNING
+    }
 
 
 def draft_params(request: Request, progress: Progress, draft: Draft) -> dict[str, Any]:
@@ -130,11 +126,3 @@ def draft_params(request: Request, progress: Progress, draft: Draft) -> dict[str
             "nfe": progress.nfe,
         }
     )
-
-
-def hand_out(
-    output: EngineCoreOutput, request: Request, outputs: dict[int, EngineCoreOutputs]
-) -> None:
-    """Put an answer of our own among those for the request's client."""
-    of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
-    of_client.outputs.append(output)

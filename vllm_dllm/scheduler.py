@@ -18,7 +18,7 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.progress import Progress, StepPlan, annotate, hand_out
+from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.span import Span
@@ -134,7 +134,14 @@ class BlockDiffusionScheduler(Scheduler):
             progress.refreshed = progress.plan.grid.start_of(planned.known)
             if planned.canvas and progress.is_spent:
                 self._end(request, outputs)
-        annotate(outputs, followed, step, report)
+        for req_id, draft in annotate(outputs, followed, step, report).items():
+            request, progress = followed[req_id]
+            self._hand_out(
+                request,
+                outputs,
+                kv_transfer_params=draft_params(request, progress, draft),
+                spec_decode_metrics=progress.forwards,
+            )
         return outputs
 
     def _update_request_with_output(
@@ -172,21 +179,30 @@ class BlockDiffusionScheduler(Scheduler):
 
     def _end(self, request: Request, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Finish a request for its length, with the tokens it has."""
+        status = RequestStatus.FINISHED_LENGTH_CAPPED
+        reason = RequestStatus.get_finished_reason(status)
+        self._hand_out(request, outputs, finish_reason=reason)
+        self.finish_requests(request.request_id, status)
+
+    def _hand_out(
+        self, request: Request, outputs: dict[int, EngineCoreOutputs], **fields: Any
+    ) -> None:
+        """Add an answer of a running request without a new token. It may be the first
+        one, with which vLLM expects the figures of the prefill."""
         prefill_stats = request.take_prefill_stats()
         if prefill_stats is not None:
-            # As vLLM's own end of a request does, while it has its pages.
             cached = self.kv_cache_manager.estimate_cached_tokens(request)
             prefill_stats.finalize(cached)
-        self.finish_requests(request.request_id, RequestStatus.FINISHED_LENGTH_CAPPED)
         output = EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=[],
-            finish_reason=request.get_finished_reason(),
             events=request.take_events(),
             prefill_stats=prefill_stats,
             trace_headers=request.trace_headers,
+            **fields,
         )
-        hand_out(output, request, outputs)
+        of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
+        of_client.outputs.append(output)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         # The canvas stays on the worker; its length follows from the known tokens.
