@@ -246,6 +246,31 @@ def door(model: str) -> Door:
     return Door(model)
 
 
+def one_oddity_each(full_attention: bool) -> list[dict[str, Any]]:
+    """`SamplingParams` with a single value at an end of what it can be."""
+    asked: list[dict[str, Any]] = []
+    for name, kind in NUMERIC_FIELDS.items():
+        rule = next(rule for rule in RULES if name in get_rule(rule).parameters)
+        for value in ODD_COUNTS if kind is int else ODD_NUMBERS:
+            own = {"dllm_algorithm": rule, f"dllm_{name}": value}
+            asked.append({"extra_args": own})
+    if full_attention:
+        odds = {"cfg_scale": ODD_NUMBERS, "block_length": ODD_COUNTS}
+        odds |= {"suffix_token_ids": [[0] * n for n in (1, 20, 70)]}
+        for name, values in odds.items():
+            asked += [{"extra_args": {f"dllm_{name}": value}} for value in values]
+    drawn = ("temperature", "top_p", "min_p", "repetition_penalty")
+    counted = ("top_k", "seed", "n", "min_tokens", "max_tokens", "logprobs")
+    for name in (*drawn, "presence_penalty", "frequency_penalty"):
+        asked += [{"temperature": 1.0, name: value} for value in ODD_NUMBERS]
+    for name in counted:
+        asked += [{"max_tokens": None, name: value} for value in ODD_COUNTS]
+    asked += [{"logit_bias": {3: value}} for value in ODD_NUMBERS]
+    ends = {"stop_token_ids": [*range(VOCAB)], "max_tokens": None}
+    asked += [{**ends, "min_tokens": tokens} for tokens in (1, 10**6, 2**63)]
+    return asked
+
+
 def ask(way_in: Door, rng: Random, prompt: list[int]) -> SamplingParams:
     """A request by one of the two ways. Raises Refused."""
     full_attention = way_in.config.facts.full_attention

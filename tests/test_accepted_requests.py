@@ -15,7 +15,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
-from tests.accepted import MAX_LEN, VOCAB, Door, Refused, ask, door
+from tests.accepted import MAX_LEN, VOCAB, Door, Refused, ask, door, one_oddity_each
 from tests.worker.desk import MAX_LEN as DESKS_MAX_LEN
 from tests.worker.desk import Desk, Running
 from vllm_dllm.decoding.base import CanvasStep
@@ -143,9 +143,39 @@ def random_logits(seed: int, scale: float, dtype: torch.dtype) -> Any:
     return logits
 
 
+def run(desk: AcceptingDesk, logits: Any, preempted: bool = False) -> None:
+    """The first steps of what was let in."""
+    desk.check_tables()
+    for step in range(6):
+        if desk.running:
+            desk.check_step(logits)
+        if preempted and step == 2 and desk.running:
+            desk.preempt(next(iter(desk.running)))
+    desk.check_tables()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_value_at_an_end_of_its_range_ends_the_engine(model: str) -> None:
+    """A value that only the worker cannot take ends the engine for everybody."""
+    way_in, accepted = door(model), 0
+    asked = one_oddity_each(way_in.config.facts.full_attention)
+    for first in range(0, len(asked), 6):
+        desk = AcceptingDesk(way_in)
+        for index, fields in enumerate(asked[first : first + 6]):
+            prompt = [index] * (1 + index % 3)
+            try:
+                params = way_in.offline({"max_tokens": 8} | fields, prompt)
+            except Refused:
+                continue
+            accepted += 1
+            desk.let_in(str(index), prompt, params)
+        run(desk, random_logits(first, 30.0, torch.float16))
+    assert 100 < accepted < len(asked) - 100
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_whatever_the_api_accepts_the_worker_can_store_and_compute(model: str) -> None:
-    """A value that only the worker cannot take ends the engine for everybody."""
+    """As above, of values that nobody thought of, and of what they do together."""
     accepted: set[str] = set()
     refused: set[str] = set()
     way_in = door(model)
@@ -174,14 +204,7 @@ def test_whatever_the_api_accepts_the_worker_can_store_and_compute(model: str) -
                 note(f"{index}: {len(prompt)} tokens, {params}")
                 accepted.add(str(params))
                 desk.let_in(str(index), prompt, params)
-        desk.check_tables()
-        logits = random_logits(len(seeds), scale, dtype)
-        for step in range(6):
-            if desk.running:
-                desk.check_step(logits)
-            if preempted and step == 2 and desk.running:
-                desk.preempt(next(iter(desk.running)))
-        desk.check_tables()
+        run(desk, random_logits(len(seeds), scale, dtype), preempted)
 
     check()
     # A way in that refuses, or takes, everything would prove nothing.
