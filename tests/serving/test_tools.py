@@ -55,4 +55,12 @@ def test_a_schema_is_followed_where_it_allows_objects_alone(
 def test_a_client_may_ask_for_no_schema_and_for_an_error() -> None:
     """`strict` is theirs: false for any object, true for this schema or none."""
     assert arguments_schema(POINT, False) == {"type": "object"}
-    assert arguments_schema(NOT_ENFORCED, True) == NOT_ENFORCED
+    assert arguments_schema(POINT, True) == POINT
+    with pytest.raises(ValueError, match='grammar: Unsupported type "objekt"'):
+        arguments_schema(NOT_ENFORCED, True)
+    deep: dict[str, Any] = {}
+    for _ in range(500):
+        deep = {"type": "object", "properties": {"in": deep}}
+    assert arguments_schema(deep, None) == {"type": "object"}
+    with pytest.raises(ValueError, match=r"grammar: .* nested too deeply"):
+        arguments_schema(deep, True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from vllm_dllm.compat.patch import wrap_once
+from vllm_dllm.compat.patch import refusing, wrap_once
 from vllm_dllm.models.registry import is_ours
 
 
@@ -32,7 +32,9 @@ def follow_tool_schemas() -> None:
         def adjust_request(self: Parser, request: Any) -> Any:
             if not (self.serves_ours and needs_grammar(request)):
                 return function(self, request)
-            tools, request.tools = request.tools, follow_schemas(request.tools)
+            tools = request.tools
+            with refusing():
+                request.tools = follow_schemas(tools)
             try:
                 request = function(self, request)
             finally:

@@ -13,6 +13,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import check_json_nesting
 from xgrammar import Grammar
 
+from vllm_dllm.quoting import quoted
+
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 COMBINATIONS = ("anyOf", "oneOf")
@@ -52,22 +54,32 @@ def needs_grammar(request: Any) -> bool:
     return any(getattr(function, "strict", None) for function in functions)
 
 
-def arguments_schema(declared: dict[str, Any] | None, strict: Any) -> dict[str, Any]:
+def arguments_schema(
+    declared: dict[str, Any] | None, strict: bool | None
+) -> dict[str, Any]:
     """The schema of a tool's arguments.
 
     Args:
         declared: by the request; none means no arguments, as in OpenAI's API.
-        strict: of the request. False asks for no schema; True for this one, and for an
-            error where it makes no grammar.
+        strict: of the request. False asks for no schema, True for this one or an error.
+
+    Raises:
+        ValueError: if `strict` and no grammar can be made of the schema.
     """
     if strict is False:
         return ANY_OBJECT
     if not declared:
         return NO_ARGUMENTS
     schema = of_objects(declared)
-    if not strict and not has_grammar(schema):
-        return ANY_OBJECT
-    return schema if allows_only_objects(schema, schema) else ANY_OBJECT
+    reason = why_no_grammar(schema)
+    if reason is None and allows_only_objects(schema, schema):
+        return schema
+    if strict and reason is not None:
+        raise ValueError(
+            f"tools: the parameters {quoted(declared)} of a strict tool make no "
+            f"grammar: {reason}"
+        )
+    return ANY_OBJECT
 
 
 def of_objects(schema: dict[str, Any]) -> dict[str, Any]:
@@ -113,22 +125,23 @@ def allows_only_objects(schema: Any, root: dict[str, Any], depth: int = 0) -> bo
     return schema.get("type") == "object" and not schema.keys() & {"enum", "const"}
 
 
-def has_grammar(schema: dict[str, Any]) -> bool:
-    """Whether vLLM's grammars can express the schema."""
+def why_no_grammar(schema: dict[str, Any]) -> str | None:
+    """What the schema has that grammars cannot express; None if nothing."""
     try:
         check_json_nesting(schema)  # before the parser, which has no such limit
-        return parses(json.dumps(schema))
-    except VLLMValidationError:
-        return False
+    except VLLMValidationError as error:
+        return str(error)
+    return parser_error(json.dumps(schema))
 
 
 @lru_cache(maxsize=1024)
-def parses(schema: str) -> bool:
+def parser_error(schema: str) -> str | None:
     try:
         Grammar.from_json_schema(schema)
-    except RuntimeError:
-        return False
-    return True
+    except RuntimeError as error:
+        # Behind the time and the place in the parser's own source.
+        return str(error).rpartition(": ")[2].strip()
+    return None
 
 
 def is_object(arguments: str) -> bool:
