@@ -135,6 +135,22 @@ def test_only_the_first_of_many_are_named(tmp_path: Path, one_rank: None) -> Non
         model.refuse_incomplete()
 
 
+@pytest.mark.parametrize(
+    ("base", "changes", "named"),
+    [
+        ("sdar-pub0", {"vocab_size": 300}, "lm_head.weight of shape [256, 128]"),
+        ("llada-pub0", {"n_layers": 2}, "model.transformer.blocks.2."),
+        ("llada20-pub0", {"num_experts": 8, "n_group": 2}, "layers.1.mlp.gate."),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(
+    base: str, changes: dict[str, Any], named: str, tmp_path: Path, one_rank: None
+) -> None:
+    """vLLM asserts shapes without a word."""
+    with pytest.raises(ValueError, match=f"^the checkpoint's .*{re.escape(named)}"):
+        load(derived(tmp_path / "model", base, **changes))
+
+
 def test_a_tied_head_is_not_missed(tmp_path: Path, one_rank: None) -> None:
     """Tied checkpoints have no head of their own, and may have no more than that."""
     sdar = GOLDEN / "sdar-pub0"

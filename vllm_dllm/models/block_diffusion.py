@@ -31,7 +31,17 @@ class BlockDiffusion:
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         completeness = Completeness(cast(nn.Module, self))
         weights = completeness.watch(weights)
-        loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
+        try:
+            loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
+        except (AssertionError, LookupError, RuntimeError, ValueError) as error:
+            if completeness.last is None:
+                raise
+            name, shape = completeness.last
+            reason = str(error) or type(error).__name__
+            raise ValueError(
+                f"the checkpoint's {self.released_name(name)} of shape {shape} has no "
+                f"place in the model of its config.json: {reason}"
+            ) from error
         self.missing_tensors = [
             name for name in completeness.missing() if not self.may_lack(name)
         ]

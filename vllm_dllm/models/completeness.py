@@ -106,6 +106,8 @@ class Completeness:
         self.layers = layers_of(model)
         self.parameters = {name for name, _ in model.named_parameters()}
         self.seen: set[str] = set()
+        self.last: tuple[str, list[int]] | None = None
+        """Name and shape of the tensor that is being loaded."""
 
     def watch(
         self, weights: Iterable[tuple[str, torch.Tensor]]
@@ -113,6 +115,7 @@ class Completeness:
         """The same weights, whose names are noted."""
         for name, weight in weights:
             self.seen.add(name)
+            self.last = name, list(weight.shape)
             yield name, weight
 
     def missing(self) -> list[str]:
