@@ -13,11 +13,17 @@ def follow_tool_schemas() -> None:
     vLLM leaves the arguments of tools without `"strict": true` free, so that a call may
     have `false` for its arguments; `/v1/messages` then refuses its own answer. The
     request has its own tools back when the grammar is made. What was called without
-    one, and is no object, stays text. Removable when vLLM holds arguments to an object.
+    one and is no object stays text, as does a call that was cut off. Removable when
+    vLLM holds arguments to an object.
     """
     from vllm.parser.abstract_parser import DelegatingParser, Parser
 
-    from vllm_dllm.serving.tools import follow_schemas, is_object, needs_grammar
+    from vllm_dllm.serving.tools import (
+        follow_schemas,
+        is_object,
+        must_call,
+        needs_grammar,
+    )
 
     def remember(function: Callable[..., None]) -> Callable[..., None]:
         def __init__(
@@ -48,8 +54,11 @@ def follow_tool_schemas() -> None:
             self: Parser, text: str, request: Any, *args: Any, **kwargs: Any
         ) -> tuple[str | None, str | None, list[Any] | None]:
             reasoning, content, calls = function(self, text, request, *args, **kwargs)
+            if not self.serves_ours:
+                return reasoning, content, calls
             arguments = [call.arguments for call in calls or ()]
-            if self.serves_ours and not all(map(is_object, arguments)):
+            is_lost = not calls and not content and must_call(request)
+            if is_lost or not all(map(is_object, arguments)):
                 _, content = self.extract_reasoning(text, request)
                 calls = None
             return reasoning, content, calls

@@ -43,12 +43,16 @@ def follow_schema(tool: Any) -> Any:
     return function
 
 
+def must_call(request: Any) -> bool:
+    """Whether the request wants a call, and no other answer."""
+    return request.tool_choice not in (None, "none", "auto")
+
+
 def needs_grammar(request: Any) -> bool:
     """Whether vLLM makes a grammar of the request's tools."""
-    choice = request.tool_choice
-    if not request.tools or choice in (None, "none"):
+    if not request.tools or request.tool_choice in (None, "none"):
         return False
-    if choice != "auto" or request.parallel_tool_calls is False:
+    if must_call(request) or request.parallel_tool_calls is False:
         return True
     functions = [getattr(tool, "function", tool) for tool in request.tools]
     return any(getattr(function, "strict", None) for function in functions)
