@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
+from vllm_dllm.quoting import quoted
+
 
 class LLaDA2MoeConfig(PreTrainedConfig):
     """LLaDA2.x: BailingMoeV2 with what its released configs leave unsaid."""
@@ -195,7 +197,7 @@ def refuse_other_values(
         if value is not None and value not in values:
             allowed = ", ".join(map(repr, values)) or "null"
             raise ValueError(
-                f"config.json: {name}={value!r} is not supported, only {allowed}"
+                f"config.json: {name}={quoted(value)} is not supported, only {allowed}"
             )
 
 
