@@ -1,40 +1,39 @@
 """The plugin's entry point: what is added to vLLM, in order.
 
 vLLM calls `register` in every process: the server, the engine, each worker and the
-subprocess that inspects models. It must be cheap, safe to repeat, and must not raise.
+subprocess that inspects models. It must be cheap, safe to repeat, and must not raise:
+an exception would end vLLM for every model.
 """
 
 import logging
-
-from vllm_dllm import compat
 
 logger = logging.getLogger("vllm.dllm")
 
 
 def register() -> None:
-    """Add our models, flags and checks to vLLM."""
-    if not compat.is_supported():
-        logger.warning(
-            "vllm-dllm supports vLLM %s; it has no effect on this one.",
-            compat.SUPPORTED,
-        )
-        return
+    """Add our models, flags and checks to vLLM: all of them, or none and a warning."""
+    try:
+        reason = add_to_vllm()
+    except Exception as error:
+        logger.debug("vllm-dllm could not be added", exc_info=True)
+        reason = f"it could not be added ({type(error).__name__}: {error})"
+    if reason:
+        logger.warning("vllm-dllm has no effect: %s", reason)
+
+
+def add_to_vllm() -> str | None:
+    """Nothing, or why nothing was added."""
+    from vllm_dllm.compat.band import SUPPORTED, is_supported
+
+    if not is_supported():
+        return f"it supports vLLM {SUPPORTED}, and this is another one"
+    from vllm_dllm import compat
+
+    if gone := compat.missing():
+        return f"this vLLM lacks {', '.join(gone)}"
+    compat.change_vllm()
     register_models()
-    compat.register_configs()
-    compat.read_configs_by_architecture()
-    compat.open_v2_gate()
-    compat.replace_request_validation()
-    compat.allow_structured_outputs()
-    compat.allow_suffixes()
-    compat.lift_request_fields()
-    compat.check_request_lengths()
-    compat.refuse_unknown_tokens()
-    compat.follow_tool_schemas()
-    compat.report_forwards()
-    compat.add_cli_flags()
-    compat.add_stop_tokens()
-    compat.raise_token_budget()
-    compat.refuse_unused_flags()
+    return None
 
 
 def register_models() -> None:

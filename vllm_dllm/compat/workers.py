@@ -6,11 +6,8 @@ from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from vllm_dllm.compat.adapters import leave_base_rows_alone
-from vllm_dllm.compat.models import (
-    claiming_triton,
-    replace_cpu_kernels,
-    size_attention_for_rows,
-)
+from vllm_dllm.compat.attention import size_attention_for_rows
+from vllm_dllm.compat.triton import claiming_triton, replace_cpu_kernels
 from vllm_dllm.worker.model_runner import (
     DenoisingCPUModelRunner,
     DenoisingModelRunner,

@@ -1,7 +1,7 @@
 """What vLLM is told about our architectures before an engine is built.
 
 vLLM calls these for a model whose architecture is in its config-hook table
-(compat/models.py puts ours there): once with the model config, once with the whole
+(compat/configs.py puts ours there): once with the model config, once with the whole
 config. Everything that cannot work is refused here, with one clear message.
 """
 

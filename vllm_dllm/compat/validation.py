@@ -1,0 +1,71 @@
+"""Patches of vLLM's checks: what it refuses for a diffusion model, and ours can do."""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vllm_dllm.compat.patch import refusing, wraps
+from vllm_dllm.models.registry import is_ours
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+    from vllm.sampling_params import SamplingParams
+
+
+@wraps("vllm.sampling_params:SamplingParams._validate_diffusion")
+def replace_request_validation(function: Callable[..., None]) -> Callable[..., None]:
+    """Check requests to our models by our rules.
+
+    vLLM's validator for diffusion models rejects every sampling parameter, among them
+    temperature 0, because the one model it was written for ignores them. Removable when
+    a model class can bring its own validation.
+    """
+    from vllm_dllm.admission import check_sampling_params
+    from vllm_dllm.config import DllmConfig
+
+    def validate(self: "SamplingParams", model_config: "ModelConfig") -> None:
+        if not is_ours(model_config):
+            return function(self, model_config)
+        with refusing():
+            check_sampling_params(self, DllmConfig.of(model_config))
+
+    return validate
+
+
+@wraps("vllm.sampling_params:SamplingParams._validate_structured_outputs")
+def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., None]:
+    """Let requests to our models bring a grammar; vLLM still checks what it says.
+
+    vLLM refuses one for every diffusion model, since a grammar needs its tokens in
+    order. Ours are then decoded in order (request.py). Removable when a model class can
+    say that it can.
+    """
+
+    def validate(
+        self: "SamplingParams", model_config: "ModelConfig", *args: Any
+    ) -> None:
+        if self.structured_outputs is not None and is_ours(model_config):
+            model_config = copy.copy(model_config)
+            vars(model_config)["is_diffusion"] = False  # a cached property
+        return function(self, model_config, *args)
+
+    return validate
+
+
+@wraps("vllm.renderers.base:BaseRenderer.render_completion_suffix")
+def allow_suffixes(
+    function: Callable[..., str | None],
+) -> Callable[..., str | None]:
+    """Let completions of our models have a `suffix`.
+
+    vLLM makes one prompt of prompt and suffix, for models that know such a prompt, and
+    refuses it for all others. Ours keep the prompt; the suffix goes behind the canvas
+    (`lift_request_fields`). Removable when a model can say where it wants its suffix.
+    """
+
+    def render_completion_suffix(self: Any, prompt: str, suffix: str) -> str | None:
+        if is_ours(self.model_config):
+            return prompt
+        return function(self, prompt, suffix)
+
+    return render_completion_suffix
