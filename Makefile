@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-next lint lock clean
+.PHONY: help install serve test test-next contract lint lock clean
 
 PYTHON ?= python3
 MODEL ?= models/tiny-llada2
@@ -35,6 +35,10 @@ lint: install ## ruff, ruff format, mypy and import-linter, all read-only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+
+contract: install ## note down the parts of both versions of vLLM that we rely on
+	@tools/install_next.sh
+	for bin in $(BIN) $(NEXT); do $$bin/python -m tests.contract; done
 
 lock: install ## pin vLLM's CPU requirements afresh in requirements/cpu.txt
 	$(BIN)/python tools/lock_cpu.py
