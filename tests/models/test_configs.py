@@ -231,3 +231,5 @@ def test_a_router_of_llada2_has_a_bias_with_sigmoid_alone() -> None:
     ).moe_router_enable_expert_bias
     with pytest.raises(ValueError, match="moe_router_enable_expert_bias=True is not"):
         LLaDA2MoeConfig(**softmax)
+    with pytest.raises(ValueError, match="score_function='tanh' is not supported"):
+        LLaDA2MoeConfig(score_function="tanh")

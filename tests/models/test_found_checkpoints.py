@@ -13,6 +13,7 @@ from tests.engines import Engine, OneAtATime
 from tests.golden_cases import EOS, MASK, differences, golden_cases
 from tests.specs import EngineSpec
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.models.configs import SDARConfig
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -163,6 +164,15 @@ def test_an_architecture_is_enough_to_read_a_config(
     assert type(config.hf_config) is type(expected.hf_config)
     assert config.hf_config.model_type == expected.hf_config.model_type
     assert settled(folder) == settled(tmp_path / "base")
+
+
+def test_an_architecture_may_be_the_users(tmp_path: Path) -> None:
+    """`--hf-overrides` is how vLLM is told what an odd checkpoint is."""
+    theirs = {"architectures": ["TheirModel"], "model_type": "theirs"}
+    folder = derived(tmp_path / "model", "sdar-pub0", **theirs)
+    overrides = {"architectures": ["SDARForCausalLM"]}
+    config = engine_config(folder, hf_overrides=overrides).model_config.hf_config
+    assert type(config) is SDARConfig
 
 
 # All at once

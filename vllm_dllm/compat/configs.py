@@ -52,11 +52,13 @@ def read_configs_by_architecture(function: Callable[..., Any]) -> Callable[..., 
         fields, _ = PreTrainedConfig.get_config_dict(
             model, revision=revision, local_files_only=HF_HUB_OFFLINE
         )
-        family = next(map(FAMILIES.get, fields.get("architectures") or ()), None)
+        overrides = kwargs.get("hf_overrides")
+        stated = fields | (overrides if isinstance(overrides, dict) else {})
+        family = next(map(FAMILIES.get, stated.get("architectures") or ()), None)
         if family is not None:
             config_class = getattr(configs, family.config)
-            stated, model_type = fields.get("model_type"), config_class.model_type
-            if stated != model_type:
+            model_type = config_class.model_type
+            if stated.get("model_type") != model_type:
                 fields["model_type"] = model_type
                 return fields, config_class.from_dict(fields)
         return function(self, model, *args, **kwargs)

@@ -72,10 +72,14 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         self.routed_scaling_factor = routed_scaling_factor
         self.norm_topk_prob = norm_topk_prob
         self.score_function = score_function
-        if score_function == "softmax" and moe_router_enable_expert_bias:
+        refuse_other_values(
+            {"score_function": score_function},
+            {"score_function": ("sigmoid", "softmax")},
+        )
+        if score_function != "sigmoid" and moe_router_enable_expert_bias:
             raise ValueError(
                 "config.json: moe_router_enable_expert_bias=True is not supported with "
-                "score_function='softmax', only with 'sigmoid'"
+                f"score_function={score_function!r}, only with 'sigmoid'"
             )
         # The authors' router has one with sigmoid, stated or not, of zeros unless the
         # checkpoint brings its own; vLLM's knows none that is not stated.
