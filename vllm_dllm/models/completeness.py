@@ -26,8 +26,6 @@ STACKED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 """Layers of vLLM that are several layers of a checkpoint."""
-FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
-"""Projections of experts that some checkpoints hold as one."""
 PLAIN_METHODS = (
     type(None),
     UnquantizedLinearMethod,
@@ -68,8 +66,10 @@ def layers_of(model: nn.Module) -> list[Layer]:
         quantized = not isinstance(method, PLAIN_METHODS)
         if isinstance(module, RoutedExperts):
             experts = name.rpartition(".")[0]
+            if not quantized:
+                parameters = ("weight",)  # whose stack is one parameter here
             layers += [
-                Layer(part, stand_ins, ("weight",), quantized)
+                Layer(part, stand_ins, parameters, quantized)
                 for part, stand_ins in projections(experts, module)
             ]
             continue
@@ -90,12 +90,10 @@ def projections(
     if experts.expert_map is not None:  # others may not even be read
         own = [expert for expert in own if experts.expert_map[expert] >= 0]
     for expert in own:
-        for projection in ("gate_proj", "up_proj", "down_proj"):
-            fused = FUSED.get(projection, projection)
-            yield (
-                f"{name}.{expert}.{projection}",
-                (f"{name}.{fused}", f"{name}.{expert}.{fused}"),
-            )
+        both = (f"{name}.gate_up_proj", f"{name}.{expert}.gate_up_proj")
+        yield f"{name}.{expert}.gate_proj", both
+        yield f"{name}.{expert}.up_proj", both
+        yield f"{name}.{expert}.down_proj", (f"{name}.down_proj",)
 
 
 class Completeness:
@@ -127,7 +125,7 @@ class Completeness:
         for name in self.seen:
             place, _, parameter = name.rpartition(".")
             found[place].add(parameter)
-        usual: dict[tuple[str, tuple[str, ...]], set[str]] = defaultdict(set)
+        usual: dict[tuple[str, tuple[str, ...], bool], set[str]] = defaultdict(set)
         for layer in self.layers:
             usual[kind_of(layer)] |= found.get(layer.name, set())
         names = []
@@ -142,6 +140,6 @@ class Completeness:
         return names
 
 
-def kind_of(layer: Layer) -> tuple[str, tuple[str, ...]]:
+def kind_of(layer: Layer) -> tuple[str, tuple[str, ...], bool]:
     """What is the same for such layers of all blocks and experts."""
-    return re.sub(r"\d+", "*", layer.name), layer.parameters
+    return re.sub(r"\d+", "*", layer.name), layer.parameters, layer.quantized
