@@ -32,37 +32,58 @@ def plain_credits(
     return boosted
 
 
+def reshaped(
+    logits: torch.Tensor,
+    memory: dict[str, torch.Tensor],
+    step: int,
+    params: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """Logits with their bonus."""
+    confidence, token = logits.softmax(1).max(1)
+    steps = torch.full((len(logits),), step)
+    bonus = Credit().reshape(token, confidence, memory, steps, params)
+    assert bonus.tokens.shape == bonus.values.shape
+    own = logits.gather(1, bonus.tokens)
+    return logits.scatter(1, bonus.tokens, own + bonus.values)
+
+
+def no_memory(rows: int) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.zeros(rows, BLOCK, dtype=dtype)
+        for name, dtype in Credit.memory.items()
+    }
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_credit_adds_up_over_steps_as_the_table_does(seed: int) -> None:
     """A token kept in several columns could count twice, or decay once only."""
     generator = torch.Generator().manual_seed(seed)
     rows = 4
     credits: list[dict[int, float]] = [{} for _ in range(rows)]
-    history = (
-        torch.zeros(rows, BLOCK, dtype=torch.int64),
-        torch.zeros(rows, BLOCK),
-    )
+    memory = no_memory(rows)
     for step in range(BLOCK):
         logits = torch.randn(rows, VOCAB, generator=generator) * 2
         expected = plain_credits(credits, logits, step)
-        confidence, token = logits.softmax(1).max(1)
-        history = Credit().reshape(
-            logits,
-            token,
-            confidence,
-            history,
-            torch.full((rows,), step),
-            params_of(rows),
-        )
-        assert torch.allclose(logits.double(), expected, atol=1e-5)
+        changed = reshaped(logits, memory, step, params_of(rows))
+        assert torch.allclose(changed.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_token_that_earned_twice_has_the_same_bonus_twice(seed: int) -> None:
+    """They are written to the same logit, in no order."""
+    generator = torch.Generator().manual_seed(seed)
+    memory, steps = no_memory(4), torch.zeros(4, dtype=torch.int64)
+    for step in range(BLOCK):
+        token = torch.randint(3, (4,), generator=generator)
+        confidence = torch.rand(4, generator=generator)
+        bonus = Credit().reshape(token, confidence, memory, steps + step, params_of(4))
+        for tokens, values in zip(bonus.tokens, bonus.values, strict=True):
+            for one in set(tokens.tolist()):
+                assert len(values[tokens == one].unique()) == 1
 
 
 def test_without_weight_credit_changes_nothing() -> None:
     """A bonus that is not scaled by alpha would shift every answer."""
     logits = torch.randn(3, VOCAB)
-    before = logits.clone()
-    confidence, token = logits.softmax(1).max(1)
-    history = (torch.zeros(3, BLOCK, dtype=torch.int64), torch.zeros(3, BLOCK))
     params = params_of(3) | {"credit_alpha": torch.zeros(3)}
-    Credit().reshape(logits, token, confidence, history, torch.zeros(3).long(), params)
-    assert torch.equal(logits, before)
+    assert torch.equal(reshaped(logits, no_memory(3), 0, params), logits)

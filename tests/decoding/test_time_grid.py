@@ -15,6 +15,7 @@ from tests.decoding.canvas_steps import (
     uniform_row,
     written,
 )
+from tests.decoding.times import share_by_hand
 from tests.reference.dream_generate import tokens_of_step
 from vllm_dllm.decoding.base import CanvasStep, DecodingRule
 from vllm_dllm.decoding.registry import get_rule
@@ -235,3 +236,13 @@ def test_the_lots_of_the_batches_are_not_all_the_same() -> None:
     )
     assert kinds[True] >= 10 and kinds[False] >= 10, kinds
     assert not any(isnan(row.noise[c]) for b in BATCHES for row in b for c in row.masks)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.5])
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_the_time_of_each_step_is_the_authors(steps: int, eps: float) -> None:
+    """A bit of it decides whether a step takes a token."""
+    expected = [share_by_hand(steps, eps, step) for step in range(steps)]
+    grid = time_grid(steps, eps)
+    assert grid.dtype == torch.float32
+    assert grid.tolist() == expected

@@ -76,6 +76,8 @@ class Running:
 class Step:
     """What a step of the desk was."""
 
+    planned: list[Span]
+    input_batch: Any
     spans: SpanBatch
     batch: CanvasBatch
     """After the step."""
@@ -101,22 +103,28 @@ class Desk:
         )
         self.sampler = DenoisingSampler(vllms, self.slots)
         self.running: dict[str, Running] = {}
+        self.budget = 10 * MAX_LEN
+        """Positions of a request that a step forwards at most."""
 
     def add(
         self,
         name: str,
         prompt: list[int],
         dllm: dict[str, Any] | None = None,
+        slot: int | None = None,
         **asked: Any,
     ) -> Running:
-        """Start a request with the `dllm_*` fields `dllm`, and `SamplingParams`."""
+        """Start a request with the `dllm_*` fields `dllm`, and `SamplingParams`.
+
+        Without a slot that it shall have, it gets a free one.
+        """
         fields = {f"dllm_{key}": value for key, value in (dllm or {}).items()}
         asked = {"temperature": 0, "max_tokens": 8, "extra_args": fields, **asked}
         params = SamplingParams(**asked)
         max_tokens = min(params.max_tokens, MAX_LEN - len(prompt))
         decoding = decoding_of(params, self.config, max_tokens)
         plan = plan_of(decoding, self.config, len(prompt), max_tokens)
-        slot = self.free_slots()[0]
+        slot = self.free_slots()[0] if slot is None else slot
         end = len(prompt) + max_tokens
         request = Running(name, prompt, params, slot, plan, end, known=len(prompt))
         self._place(request)
@@ -125,7 +133,7 @@ class Desk:
     def step(self, logits: Logits, *names: str) -> Step:
         """Take a step for some requests, or for all."""
         requests = [self.running[name] for name in names or self.running]
-        planned = [request.span() for request in requests]
+        planned = [r.plan.clip(r.span(), self.budget) for r in requests]
         input_batch = batch_of(requests, planned)
         known = torch.tensor([request.known for request in requests])
         spans = self.slots.layout.lay_out(input_batch, known)
@@ -140,7 +148,7 @@ class Desk:
             output = self.sampler.commit_only(spans)
         for index, (request, span) in enumerate(zip(requests, planned, strict=True)):
             self._go_on(index, request, span, output)
-        return Step(spans, batch, token_ids, rows, output)
+        return Step(planned, input_batch, spans, batch, token_ids, rows, output)
 
     def preempt(self, name: str) -> None:
         """Take its slot and its keys from a request, and let it go on in another slot,

@@ -7,12 +7,11 @@ import pytest
 import torch
 from vllm.v1.core.sched.output import GrammarOutput
 
-from tests.decodings import decoding
-from vllm_dllm.span import UNBOUNDED, BlockCausal, Grid
-from vllm_dllm.worker.canvas import Canvas
+from tests.worker.blocks import input_batch_of
+from tests.worker.desk import MASK, Desk
 from vllm_dllm.worker.grammar import exclude_ungrammatical
 
-BLOCK, VOCAB, MASK, SLOTS = 8, 70, 69, 6
+BLOCK, VOCAB, SLOTS = 8, 70, 6
 WORDS = -(-VOCAB // 32)
 
 
@@ -31,19 +30,21 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     """On a GPU rows are those of whole blocks, on CPU those of masks; a request in the
     middle of its prompt has none, and vLLM sends a row of bits for it all the same."""
     rng = random.Random(seed)
-    canvas = Canvas(SLOTS, BLOCK, MASK, torch.device("cpu"))
-    canvas.whole_blocks = whole_blocks
-    slots = np.array(rng.sample(range(SLOTS), 5))
-    known = torch.tensor([rng.randrange(1, 40) for _ in slots])
-    active = torch.tensor([rng.random() < 0.7 for _ in slots])
-    plan = BlockCausal(Grid(0, BLOCK, UNBOUNDED))
-    for slot in slots:
-        params = decoding("sequential", block_length=BLOCK, steps=BLOCK)
-        canvas.add_request(f"r{slot}", int(slot), params, plan, max_len=99)
-    batch = canvas.gather(torch.from_numpy(slots), slots, known, active)
-    num_drafts = np.where(active.numpy(), BLOCK - known.numpy() % BLOCK, 0)
+    desk = Desk("block-causal", SLOTS, BLOCK)
+    desk.slots.canvas.whole_blocks = whole_blocks
+    known = [rng.randrange(1, 40) for _ in range(5)]
+    active = [rng.random() < 0.7 for _ in known]
+    dllm = {"algorithm": "sequential"}
+    requests = [
+        desk.add(f"r{slot}", [5] * length, dllm, slot)
+        for slot, length in zip(rng.sample(range(SLOTS), 5), known, strict=True)
+    ]
+    input_batch = input_batch_of(desk, requests, known, active)
+    spans = desk.slots.layout.lay_out(input_batch, torch.tensor(known))
+    batch, _ = desk.sampler.gather(spans)
+    num_drafts = input_batch.num_draft_tokens_per_req
 
-    req_ids = [f"r{slot}" for slot in slots]
+    req_ids = input_batch.req_ids
     with_grammar = rng.sample(range(5), 3)
     bits, allowed = [], {}
     for index in with_grammar:
@@ -58,7 +59,7 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     logits = torch.randn(len(rows), VOCAB)
     expected = logits.clone()
     for row, (index, column) in enumerate(rows):
-        first = int(known[index]) % BLOCK
+        first = known[index] % BLOCK
         if index in allowed and active[index] and column == first:
             for token in set(range(VOCAB)) - allowed[index]:
                 expected[row, token] = -torch.inf

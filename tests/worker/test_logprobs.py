@@ -2,42 +2,48 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from vllm.sampling_params import SamplingParams
 from vllm.v1.outputs import LogprobsTensors
 
-from tests.decodings import decoding
-from vllm_dllm.span import UNBOUNDED, BlockCausal, FullAttention, Grid, Plan
-from vllm_dllm.worker.canvas import Canvas, CanvasBatch
-from vllm_dllm.worker.logprobs import Logprobs
+from tests.worker import desk as worker
+from tests.worker.blocks import add_full, gather
+from tests.worker.desk import MASK, VOCAB, Running
+from vllm_dllm.worker.canvas_batch import CanvasBatch
 
-SLOTS, BLOCK, VOCAB, MASK = 4, 4, 12, 11
-CPU = torch.device("cpu")
-PARAMS = decoding("joint_threshold")
-BLOCK_CAUSAL = BlockCausal(Grid(0, BLOCK, UNBOUNDED))
+SLOTS, BLOCK, START = 4, 4, 8
+"""START: of the blocks of a model with block-causal attention."""
 
 
 class Desk:
-    """A canvas and its logprobs, and one way to take a step with both."""
+    """One way to take a step with a canvas and its logprobs."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.canvas = Canvas(SLOTS, BLOCK, MASK, CPU)
-        self.logprobs = Logprobs(VOCAB, MASK, CPU)
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, family: str = "block-causal"
+    ) -> None:
+        self.desk = worker.Desk(family, SLOTS, BLOCK)
+        self.logprobs = self.desk.slots.logprobs
+        self.by_slot: dict[int, Running] = {}
         self.generator = torch.Generator().manual_seed(0)
         self.dtype = dtype
 
     def add(
-        self, name: str, slot: int, logprobs: int | None, plan: Plan = BLOCK_CAUSAL
+        self,
+        name: str,
+        slot: int,
+        logprobs: int | None,
+        grid: tuple[int, int, int] | None = None,
     ) -> None:
-        self.canvas.add_request(name, slot, PARAMS, plan, max_len=50)
-        params = SamplingParams(logprobs=logprobs)
-        self.logprobs.add_request(name, slot, params, plan.grid.block)
+        asked, dllm = {"logprobs": logprobs}, {"algorithm": "joint_threshold"}
+        if grid is None:
+            request = self.desk.add(name, [5] * START, dllm, slot, **asked)
+        else:
+            request = add_full(self.desk, name, slot, grid, asked, **dllm)
+        self.by_slot[slot] = request
 
     def suspend(self, name: str, slot: int) -> None:
-        self.canvas.suspend(name, slot)
-        self.logprobs.suspend(name, slot)
+        self.desk.slots.suspend(name, slot)
+        self.desk.slots.release(slot)
 
     def step(
         self, slots: list[int], known: list[int], writes: list[dict[int, int]]
@@ -62,25 +68,31 @@ class Desk:
             cell = slots[int(request[row])], int(column[row])
             expected[cell] = values.log_softmax(0).tolist()
         before = logits[:, :MASK].clone()
-        self.logprobs.record(logits, batch, write, candidate, slots)
+        self.logprobs.record(logits, batch, write, candidate)
         assert torch.equal(logits[:, :MASK], before)
         batch.write(write, candidate)
         none = torch.zeros(len(slots), dtype=torch.bool)
-        self.canvas.scatter(batch, finished=none)
+        self.desk.slots.canvas.scatter(batch, finished=none)
         return expected
 
     def gather(self, slots: list[int], known: list[int]) -> CanvasBatch:
-        active = torch.ones(len(slots), dtype=torch.bool)
-        return self.canvas.gather(
-            torch.tensor(slots), np.array(slots), torch.tensor(known), active
-        )
+        return gather(self.desk, [self.by_slot[slot] for slot in slots], known)
 
     def hand_out(
         self, slots: list[int], first: list[int], count: list[int]
     ) -> LogprobsTensors:
-        handed = self.logprobs.hand_out(slots, first, count)
+        """Tokens from the column `first` of each request on."""
+        handed = self.hands_out(slots, first, count)
         assert handed is not None
         return handed
+
+    def hands_out(
+        self, slots: list[int], first: list[int], count: list[int]
+    ) -> LogprobsTensors | None:
+        starts = [max(self.by_slot[slot].plan.grid.origin, START) for slot in slots]
+        known = [start + column for start, column in zip(starts, first, strict=True)]
+        batch = self.gather(slots, known)
+        return self.logprobs.hand_out(batch, torch.tensor(count).int())
 
 
 def check(
@@ -175,10 +187,10 @@ def test_parts_of_a_block_leave_one_after_another() -> None:
 
 def test_blocks_of_different_lengths_keep_logprobs_of_their_own() -> None:
     """Kept in the width of one of them, the end of the longer one has no place."""
-    desk = Desk()
-    short, long = Grid(9, 3, 15), Grid(9, 7, 30)
-    desk.add("a", 0, 1, FullAttention(short, "none"))
-    desk.add("b", 2, 2, FullAttention(long, "none"))
+    desk = Desk(family="full")
+    short, long = (9, 3, 15), (9, 7, 30)
+    desk.add("a", 0, 1, short)
+    desk.add("b", 2, 2, long)
     first = desk.step([2, 0], [9, 9], [{6: 1, 0: 2}, {0: 3, 2: 4}])
     second = desk.step([0, 2], [10, 10], [{1: 5}, {1: 6}])
     handed = desk.hand_out([0, 2], [1, 1], [2, 1])
@@ -187,8 +199,8 @@ def test_blocks_of_different_lengths_keep_logprobs_of_their_own() -> None:
     check(handed, 2, 6, second[2, 1], 2)
     check(desk.hand_out([2], [6], [1]), 0, 1, first[2, 6], 2)
     desk.suspend("b", 2)
-    desk.add("c", 2, 0, FullAttention(short, "none"))
-    desk.add("b", 3, 2, FullAttention(long, "none"))
+    desk.add("c", 2, 0, short)
+    desk.add("b", 3, 2, long)
     check(desk.hand_out([3], [6], [1]), 0, 1, first[2, 6], 2)
 
 
@@ -209,7 +221,7 @@ def test_without_a_wish_nothing_is_kept() -> None:
     desk.add("b", 1, 3)
     desk.step([0], [8], [{3: 4}])
     assert desk.logprobs.kept.keys() == {1}
-    assert desk.logprobs.hand_out([0], [0], [0]) is None
+    assert desk.hands_out([0], [0], [0]) is None
 
 
 def test_the_logprobs_of_a_suspended_request_go_with_it() -> None:
@@ -234,7 +246,7 @@ def test_a_slot_keeps_nothing_of_its_former_request() -> None:
     desk.add("a", 0, 2)
     desk.step([0], [8], [{1: 6}])
     desk.add("b", 0, None)
-    assert desk.logprobs.hand_out([0], [0], [1]) is None
+    assert desk.hands_out([0], [0], [1]) is None
     desk.add("c", 0, 4)
     handed = desk.hand_out([0], [0], [BLOCK])
     assert handed.logprobs.shape == (BLOCK, 5)
@@ -246,9 +258,13 @@ def test_a_forgotten_request_leaves_nothing_behind() -> None:
     desk = Desk()
     desk.add("a", 0, 2)
     desk.suspend("a", 0)
-    desk.logprobs.forget("a")
-    desk.logprobs.forget("never seen")
-    desk.logprobs.suspend("plain", 1)  # asked for none
-    assert not desk.logprobs._suspended
+    slots = desk.desk.slots
+    slots.forget("a")
+    slots.forget("never seen")
+    desk.add("plain", 1, None)  # asked for none
+    desk.suspend("plain", 1)
+    assert slots.suspended.saved.keys() == {"plain"}
+    slots.forget("plain")
+    assert not slots.suspended.saved
     desk.add("a", 1, None)
     assert not desk.logprobs.kept

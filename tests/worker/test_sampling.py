@@ -2,21 +2,21 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from vllm.sampling_params import SamplingParams
 
 from tests.decodings import decoding
+from tests.worker import desk as worker
+from tests.worker.blocks import gather
+from tests.worker.desk import CPU, EOS, EOT, MASK, VOCAB, Running
 from vllm_dllm.config import Facts
 from vllm_dllm.ops.candidate import Candidates
-from vllm_dllm.span import FullAttention, Grid
 from vllm_dllm.worker import sampling as module
-from vllm_dllm.worker.canvas import Canvas, CanvasBatch
+from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.sampling import Sampling
 
-SLOTS, VOCAB, MASK, EOS, EOT, START = 4, 20, 19, 1, 2, 5
-CPU = torch.device("cpu")
+SLOTS, START = 4, 5
 CLEAN = Facts(clean_confidence=True, eos_token_id=EOS, eot_token_id=EOT)
 FILTERED = Facts(eos_token_id=EOS, eot_token_id=EOT)
 
@@ -25,29 +25,27 @@ class Desk:
     """The requests of a step with all of their blocks masked, and their logits."""
 
     def __init__(self, facts: Facts, block: int = 6) -> None:
+        self.desk = worker.Desk("full", SLOTS, block)
         self.block = block
-        self.canvas = Canvas(SLOTS, block, MASK, CPU, full_attention=True)
+        self.canvas = self.desk.slots.canvas
         self.sampling = Sampling(SLOTS, VOCAB, CPU, facts)
-        self.slots: list[int] = []
+        self.requests: list[Running] = []
 
     def add(self, slot: int, dllm: dict[str, Any] | None = None, **fields: Any) -> None:
-        plan = FullAttention(Grid(START, self.block, START + self.block), "none")
-        params = decoding(**(dllm or {}))
-        self.canvas.add_request(str(slot), slot, params, plan, max_len=99)
+        prompt, block = [5] * START, self.block
+        request = self.desk.add(str(slot), prompt, slot=slot, max_tokens=block)
         asked = SamplingParams(seed=slot, max_tokens=99, **fields)
-        self.sampling.add_request(str(slot), slot, asked, START, params)
-        self.slots.append(slot)
+        settled = decoding(**(dllm or {}))
+        self.sampling.add_request(str(slot), slot, asked, START, settled)
+        self.requests.append(request)
 
     def batch(self) -> CanvasBatch:
-        slot = torch.tensor(self.slots)
-        active = torch.ones(len(slot), dtype=torch.bool)
-        known = torch.full_like(slot, START)
-        return self.canvas.gather(slot, np.array(self.slots), known, active)
+        return gather(self.desk, self.requests, [START] * len(self.requests))
 
     def propose(self, logits: torch.Tensor, *needs: str) -> Candidates:
-        known, slots = torch.zeros(SLOTS, 50).int(), np.array(self.slots)
+        known = torch.zeros(SLOTS, 50).int()
         return self.sampling.propose(
-            logits.clone(), self.batch(), slots, MASK, set(needs), known
+            logits.clone(), self.batch(), MASK, bool(needs), known
         )
 
 
@@ -202,7 +200,7 @@ def test_a_slot_keeps_no_wish_of_its_former_request() -> None:
     desk = Desk(CLEAN)
     both = {"logits_eos_inf": True, "confidence_eos_eot_inf": True}
     desk.add(1, both, temperature=0.0)
-    desk.slots.clear()
+    desk.requests.clear()
     desk.add(1, temperature=0.0)
     logits = logits_of(6)
     logits[:, EOS] += 9
@@ -266,6 +264,24 @@ def test_lots_of_positions_and_of_steps_differ() -> None:
     assert torch.equal(first[1], second[1])
 
 
+@pytest.mark.parametrize("facts", [CLEAN, FILTERED], ids=["clean", "filtered"])
+@pytest.mark.parametrize("top_k", [VOCAB + 1, 1000, 2**63, 0, -1])
+def test_a_top_k_above_the_vocabulary_is_all_of_it(facts: Facts, top_k: int) -> None:
+    """The kernel would look up the k-th best of fewer tokens: out of bounds, beside any
+    request with a top_k of its own; a larger number fits no tensor."""
+    found = []
+    for number in (VOCAB, top_k):
+        alone, beside = Desk(facts), Desk(facts)
+        for desk in (alone, beside):
+            desk.add(1, temperature=1.0, top_k=number)
+        beside.add(2, temperature=1.0, top_k=5)
+        logits = logits_of(12)
+        for desk, rows in ((alone, logits[:6]), (beside, logits)):
+            candidates = desk.propose(rows)
+            found.append((candidates.token.tolist(), candidates.confidence.tolist()))
+    assert found[:2] == found[2:]
+
+
 @pytest.mark.parametrize("needs", [(), ("entropy", "margin")])
 def test_with_all_positions_of_the_blocks_the_candidates_are_the_same(
     needs: tuple[str, ...],
@@ -284,7 +300,7 @@ def test_with_all_positions_of_the_blocks_the_candidates_are_the_same(
             for slot in some:
                 fields = {"temperature": 0.0, **asked[slot]}
                 desk.add(slot, {"logits_eos_inf": slot == 1}, **fields)
-                desk.canvas.tokens[slot, slot::2] = 7
+                desk.canvas.tokens.values[slot, slot::2] = 7
             batch = desk.batch()
             rows = every_position[batch.cell]
             assert len(rows) == 6 * len(some) if whole else len(rows) < 6 * len(some)
