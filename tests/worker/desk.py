@@ -212,6 +212,7 @@ def batch_of(requests: list[Running], planned: list[Span]) -> Any:
     starts = [request.computed for request in requests]
     slot_np = np.array([request.slot for request in requests])
     query_start = np.cumsum([0, *lengths], dtype=np.int32)
+    seq_lens = torch.tensor(starts).int() + torch.from_numpy(lengths)
     return SimpleNamespace(
         req_ids=[request.name for request in requests],
         num_reqs=len(requests),
@@ -221,6 +222,8 @@ def batch_of(requests: list[Running], planned: list[Span]) -> Any:
         num_scheduled_tokens=lengths,
         num_draft_tokens_per_req=np.array([span.canvas for span in planned]),
         num_computed_tokens_np=np.array(starts),
+        seq_lens=seq_lens,
+        seq_lens_cpu_upper_bound=seq_lens,
         query_start_loc=torch.from_numpy(query_start),
         query_start_loc_np=query_start,
         positions=torch.cat(

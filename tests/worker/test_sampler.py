@@ -7,26 +7,8 @@ import pytest
 import torch
 
 from tests.worker.desk import FAMILIES, MASK, VOCAB, Desk, TableLogits
+from tests.worker.wishes import a_prompt, wishes
 from vllm_dllm.decoding.registry import RULES
-
-CACHES = ("none", "prefix", "dual")
-
-
-def a_prompt(rng: random.Random, longest: int = 12) -> list[int]:
-    return [rng.randrange(3, MASK) for _ in range(rng.randint(1, longest))]
-
-
-def wishes(rng: random.Random, family: str) -> dict[str, object]:
-    """Random `dllm_*` fields, but for the rule's own."""
-    if family == "block-causal":
-        return {}
-    fields: dict[str, object] = {"cache": rng.choice(CACHES)}
-    fields["block_length"] = rng.randint(1, 9)
-    if rng.random() < 0.3:
-        fields["cfg_scale"] = 1.5
-    if rng.random() < 0.3:
-        fields["suffix_token_ids"] = a_prompt(rng, 5)
-    return fields
 
 
 @pytest.mark.parametrize("rule", RULES)
