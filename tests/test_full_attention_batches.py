@@ -1,12 +1,15 @@
 """Full attention on a real engine: all kinds of requests at once, and disturbed."""
 
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 
 from tests.engines import Engine, Request, sampling_params, tokens_of, uses
 from tests.full_attention import BOTH, CACHES, answers_of, case_of, guided_cases
-from tests.golden_cases import MASK, differences, golden_cases
+from tests.golden_cases import MASK, differences, golden_cases, reference_model
+from tests.reference import joint_threshold
 from vllm_dllm.decoding.registry import RULES
 
 pytestmark = pytest.mark.timeout(400)
@@ -51,8 +54,10 @@ def everything(engine: Engine) -> list[Request]:
 @uses(*BOTH)
 def test_every_request_answers_alike_alone_and_among_all_others(engine: Engine) -> None:
     """Blocks, caches, rules, guidance and noise are per request, in whatever batch."""
-    requests = everything(engine)
+    golden = golden_cases(engine.spec.checkpoint)[::4]
+    requests = everything(engine) + [(case, {}) for case in golden]
     alone = [tokens for request in requests for tokens in answers_of(engine, [request])]
+    assert alone[-len(golden) :] == [case.tokens for case in golden]
     for (case, _), tokens in zip(requests, alone, strict=True):
         assert len(tokens) == case.gen_length and MASK not in tokens, str(case)
     assert answers_of(engine, requests) == alone
@@ -62,6 +67,33 @@ def test_every_request_answers_alike_alone_and_among_all_others(engine: Engine) 
     for index, (request, sampling) in enumerate(requests):
         if sampling.get("temperature"):
             assert others[index] != alone[index], f"{request} ignores its seed"
+
+
+@uses(*BOTH)
+def test_tokens_are_edited_as_by_a_plain_loop(engine: Engine) -> None:
+    """With a cache Dream's steps have no row for the first token of a block: edited
+    all the same, it would become its neighbour's."""
+    model = reference_model(engine.spec.checkpoint)
+    is_shifted = engine.spec.checkpoint.startswith("dream")
+    cases = []
+    for cache, (prompt_len, gen_length, block), edit_threshold in product(
+        CACHES, ((5, 16, 4), (33, 21, 8), (64, 32, 16)), (0.0, 0.1)
+    ):
+        rule = {"threshold": 0.2, "edit_threshold": edit_threshold, "max_post_steps": 3}
+        shape = (prompt_len, gen_length, block, "joint_threshold")
+        case = case_of(engine, *shape, cache=cache, **rule)
+        tokens = joint_threshold.generate(
+            model,
+            case.prompt,
+            gen_length,
+            block,
+            mask_id=MASK,
+            cache=cache,
+            is_shifted=is_shifted,
+            **rule,
+        )
+        cases.append(replace(case, tokens=tokens))
+    assert differences(cases, engine.answers(cases)) == []
 
 
 @uses(*BOTH)

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from vllm.sampling_params import SamplingParams
 
+from tests.decodings import decoding
+from vllm_dllm.config import Facts
 from vllm_dllm.ops.sample import SamplingFilters, sample
+from vllm_dllm.worker.sampling import Sampling
 
 LAST = 1 - 2**-48
 """The highest number that noise gives."""
@@ -25,13 +29,13 @@ class Row:
 def draw(
     logits: torch.Tensor, filters: list[Row], uniform: list[float]
 ) -> tuple[list[int], torch.Tensor]:
-    vocab = logits.shape[1]
-    stacked = SamplingFilters(
-        torch.tensor([row.temperature for row in filters]),
-        torch.tensor([row.top_k or vocab for row in filters]),
-        torch.tensor([row.top_p for row in filters]),
-        torch.tensor([row.min_p for row in filters]),
-    )
+    """Tokens and distributions; filters as the worker stores those of requests."""
+    stored = Sampling(len(filters), logits.shape[1], torch.device("cpu"), Facts())
+    for slot, row in enumerate(filters):
+        params = SamplingParams(top_k=row.top_k, top_p=row.top_p, min_p=row.min_p)
+        stored.add_request(str(slot), slot, params, 1, decoding())
+    temperature = torch.tensor([row.temperature for row in filters])
+    stacked = SamplingFilters(temperature, stored.top_k, stored.top_p, stored.min_p)
     numbers = torch.tensor(uniform, dtype=torch.float64)
     token, probs = sample(logits.clone(), stacked, numbers)
     assert token.dtype == torch.int64
@@ -95,22 +99,20 @@ def normal(number: int, vocab: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("together", [True, False])
 def test_the_distribution_is_that_of_the_filters(vocab: int, together: bool) -> None:
     """Another order of the filters keeps other tokens, and changes confidences."""
-    filters = [Row(**{**vars(r), "top_k": min(r.top_k, vocab)}) for r in ROWS]
     compared = 0
     for seed in range(4):
-        logits = normal(len(filters), vocab, seed)
+        logits = normal(len(ROWS), vocab, seed)
         if seed == 3:
             logits[:, :: max(2, vocab // 5)] = -math.inf
-        middle = [0.5] * len(filters)
+        middle = [0.5] * len(ROWS)
         if together:
-            _, probs = draw(logits, filters, middle)
+            _, probs = draw(logits, ROWS, middle)
         else:
             parts = [
-                draw(logits[i : i + 1], [row], [0.5])[1]
-                for i, row in enumerate(filters)
+                draw(logits[i : i + 1], [row], [0.5])[1] for i, row in enumerate(ROWS)
             ]
             probs = torch.cat(parts)
-        for row, found, values in zip(filters, probs, logits.tolist(), strict=True):
+        for row, found, values in zip(ROWS, probs, logits.tolist(), strict=True):
             expected, clear = distribution(values, row)
             if clear < 1e-5 and row.min_p < 1:
                 continue  # float32 may see the token on the other side of the limit
@@ -122,7 +124,7 @@ def test_the_distribution_is_that_of_the_filters(vocab: int, together: bool) -> 
                 atol=1e-7,
             )
             assert ((found == 0) == (torch.tensor(expected) < 1e-38)).all()
-    assert compared > 3 * len(filters)
+    assert compared > 3 * len(ROWS)
 
 
 def test_the_number_inverts_the_distribution_function() -> None:
@@ -208,7 +210,6 @@ def test_unlikely_tokens_keep_their_share() -> None:
 def test_a_rows_draw_does_not_depend_on_other_rows() -> None:
     """A seeded request would be answered otherwise in company."""
     filters = [*ROWS, Row(temperature=0)]
-    filters = [Row(**{**vars(row), "top_k": min(row.top_k, 400)}) for row in filters]
     uniform = [(i * 0.37 + 0.11) % 1 for i in range(len(filters))]
     logits = normal(len(filters), 400, 5)
     tokens, probs = draw(logits, filters, uniform)
