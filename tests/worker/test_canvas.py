@@ -161,8 +161,8 @@ def test_blocks_of_different_lengths_are_read_together(seed: int) -> None:
     rng = random.Random(seed)
     desk, requests = new_desk("full"), []
     for slot in range(SLOTS):
-        origin, block = rng.randint(1, 30), rng.randint(1, 12)
-        grid = (origin, block, origin + rng.randint(1, 30))
+        origin, length = rng.randint(1, 30), rng.randint(1, 30)
+        grid = (origin, min(length, rng.randint(1, 12)), origin + length)
         rule = rng.choice(["threshold", "joint_threshold"])
         requests.append(add_full(desk, str(slot), slot, grid, algorithm=rule))
     table = desk.slots.canvas.tokens.values
