@@ -18,6 +18,7 @@ from tests.golden_cases import GOLDEN, Case
 from tests.in_process import in_this_process
 from tests.servers import Server
 from tests.specs import COMMON, CORE, EngineSpec
+from tests.watchdog import watched
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -77,7 +78,10 @@ class Engine:
         """One batch of requests that override parameters of their own."""
         params = [sampling_params(*request) for request in requests]
         prompts = [{"prompt_token_ids": case.prompt} for case, _ in requests]
-        return self.llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
+        with watched(self.llm.llm_engine):
+            return self.llm.generate(
+                prompts, params, lora_request=adapters, use_tqdm=False
+            )
 
     def ask_preempting(
         self,
@@ -101,11 +105,12 @@ class Engine:
             params = sampling_params(case, sampling)
             core.add_request(request_id, prompt, params, lora_request=adapter)
         finished: dict[str, RequestOutput] = {}
-        while core.has_unfinished_requests():
-            finished |= {o.request_id: o for o in core.step() if o.finished}
-            steps += 1
-            if steps % every == 0:
-                core.reset_prefix_cache(reset_running_requests=True)
+        with watched(core):
+            while core.has_unfinished_requests():
+                finished |= {o.request_id: o for o in core.step() if o.finished}
+                steps += 1
+                if steps % every == 0:
+                    core.reset_prefix_cache(reset_running_requests=True)
         return [finished[request_id] for request_id in ids]
 
     def answers(self, cases: Sequence[Case], **sampling: Any) -> list[list[int]]:

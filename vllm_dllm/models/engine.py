@@ -133,6 +133,7 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
         ),
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "micro-batches (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
         "speculative decoding (--speculative-config)": (
             vllm_config.speculative_config is not None
         ),
