@@ -117,3 +117,15 @@ def check_length(
                 f"are {longest.length} tokens, which one forward must hold; allowed: "
                 f"{limit} ({name}). Ask for a smaller max_tokens."
             )
+
+
+def check_session(resumable: bool) -> None:
+    """Refuse a session, whose prompt goes on after an answer.
+
+    vLLM keeps of that what has KV: the tokens of an unfinished block would be lost.
+    """
+    if resumable:
+        raise ValueError(
+            "streaming input is not supported for diffusion language models; send each "
+            "turn as a request of its own, of which the prefix cache knows the old part"
+        )

@@ -57,7 +57,7 @@ def check_request_lengths(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     from vllm.sampling_params import SamplingParams
 
-    from vllm_dllm.admission import check_length
+    from vllm_dllm.admission import check_length, check_session
     from vllm_dllm.config import DllmConfig
 
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -66,6 +66,7 @@ def check_request_lengths(function: Callable[..., Any]) -> Callable[..., Any]:
         if is_ours(self.model_config) and isinstance(params, SamplingParams):
             config = DllmConfig.of(self.model_config)
             with refusing():
+                check_session(request.resumable)
                 check_length(params, config, len(request.prompt_token_ids))
         return request
 
