@@ -22,6 +22,7 @@ from vllm_dllm.span import (
     Span,
     full_attention_grid,
 )
+from vllm_dllm.worker.buffers import Buffers
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.registry import LAYOUTS
 
@@ -190,13 +191,13 @@ class Worker:
     """The worker's half of the arithmetic, which has to agree with the plan's."""
 
     def __init__(self, plan: Plan, steps: int) -> None:
-        self.plan = plan
+        self.plan, cpu = plan, torch.device("cpu")
         attention = "full" if isinstance(plan, FullAttention) else "block_causal"
         config = DllmConfig.build(
             {"block_size": plan.grid.block, "mask_token_id": 99},
             facts=Facts(attention=attention),
         )
-        self.layout = LAYOUTS[attention](config, 3, torch.device("cpu"))
+        self.layout = LAYOUTS[attention](config, 3, cpu, Buffers(3, cpu))
         guided = isinstance(plan, FullAttention) and plan.twin
         suffix = plan.suffix if isinstance(plan, FullAttention) else 0
         settled = decoding(
@@ -470,7 +471,7 @@ def test_what_follows_an_answer_is_forwarded_with_it() -> None:
         plan = FullAttention(grid, cache, suffix=5)
         assert plan.span(0, 10, None) == Span(0, 24, 10, 4)
         start = 0 if cache == "none" else 10
-        assert plan.span(start, 12, refreshed=10) == Span(start, end, 12, 2)
+        assert plan.span(start, 12, mark=10) == Span(start, end, 12, 2)
         assert plan.span(0, 18, None) == Span(0, 24, 18, 1)
 
 
@@ -479,8 +480,8 @@ def test_the_last_block_ends_with_the_longest_request() -> None:
     grid = full_attention_grid(prompt=10, max_tokens=9, block=8, max_len=21)
     assert grid == Grid(10, 8, 21)
     plan = FullAttention(grid, "dual")
-    assert plan.span(0, 18, refreshed=10) == Span(0, 21, 18, 3)
-    assert plan.span(18, 20, refreshed=18) == Span(18, 21, 20, 1)
+    assert plan.span(0, 18, mark=10) == Span(0, 21, 18, 3)
+    assert plan.span(18, 20, mark=18) == Span(18, 21, 20, 1)
 
 
 def test_keys_lost_in_mid_block_are_made_again_before_the_block_goes_on() -> None:
@@ -488,14 +489,14 @@ def test_keys_lost_in_mid_block_are_made_again_before_the_block_goes_on() -> Non
     later steps would read other keys than without preemption."""
     for cache, end in (("prefix", 20), ("dual", 14)):
         plan = FullAttention(Grid(10, 4, 20), cache)
-        replay = plan.span(0, 12, refreshed=10)
+        replay = plan.span(0, 12, mark=10)
         assert replay == Span(0, 20, 12, 0)
         assert plan.next_start(replay, 12) == 10
-        assert plan.span(10, 12, refreshed=10) == Span(10, end, 12, 2)
+        assert plan.span(10, 12, mark=10) == Span(10, end, 12, 2)
         # Between blocks there is nothing to replay.
-        assert plan.span(0, 14, refreshed=10) == Span(0, 20, 14, 4)
+        assert plan.span(0, 14, mark=10) == Span(0, 20, 14, 4)
     plan = FullAttention(Grid(10, 4, 20), "none")
-    assert plan.span(0, 12, refreshed=10) == Span(0, 20, 12, 2)
+    assert plan.span(0, 12, mark=10) == Span(0, 20, 12, 2)
 
 
 def test_a_finished_block_is_left_for_a_refresh() -> None:
