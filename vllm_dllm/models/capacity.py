@@ -23,9 +23,12 @@ def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
         )
     block = config.block
     set_page_size(vllm_config, block)
-    # A finished block and the next canvas are the longest span of a decoding request.
+    # A finished block and the next canvas are the longest span of a decoding request;
+    # with several blocks in flight, all of them.
+    blocks = max(2, config.buffer_size)
+    words = "twice" if blocks == 2 else f"{blocks} times"
     refuse_small_budget(
-        vllm_config, 2 * block, f"twice the diffusion block size {block}"
+        vllm_config, blocks * block, f"{words} the diffusion block size {block}"
     )
     scheduler_config = vllm_config.scheduler_config
     if not scheduler_config.enable_chunked_prefill:
