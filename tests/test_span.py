@@ -360,7 +360,7 @@ REFRESH, STEP = "refresh", "step"
 class FullAttentionRequest(PlayedRequest):
     keys: dict[int, tuple[str, int]] = field(default_factory=dict)
     """Of each page position: what wrote it, and for which block."""
-    refreshed: int | None = None
+    mark: int | None = None
     replays: int = 0
     lengths: list[int] = field(default_factory=list)
 
@@ -372,7 +372,7 @@ class FullAttentionRequest(PlayedRequest):
         plan, grid = self.plan, self.plan.grid
         assert isinstance(plan, FullAttention)
         start, end = grid.start_of(self.known), grid.end_of(self.known)
-        got = plan.span(self.computed, self.known, self.refreshed)
+        got = plan.span(self.computed, self.known, self.mark)
         assert plan.clip(got, got.length) == got
         assert plan.clip(got, got.length - 1).length == 0, "a part of it is no use"
         self.lengths.append(got.length)
@@ -387,14 +387,14 @@ class FullAttentionRequest(PlayedRequest):
         # A later step of a block reads what the block's own refresh made.
         stale = {self.keys.get(p) for p in sequence - forwarded}
         assert stale <= {(REFRESH, start)}, "reads keys of another block, or none"
-        first = self.refreshed != start or got.canvas == 0
+        first = self.mark != start or got.canvas == 0
         assert (got.start == 0) == (first or plan.cache == "none")
         for position in forwarded:
             self.keys[position] = (REFRESH if first else STEP, start)
         if got.canvas == 0:
             self.replays += 1
-            assert self.refreshed == start, "a refresh that could have decided some"
-        self.refreshed = start
+            assert self.mark == start, "a refresh that could have decided some"
+        self.mark = start
         self.finish(got, random)
 
 
@@ -454,12 +454,12 @@ def test_what_each_step_of_a_block_forwards() -> None:
         "dual": [Span(0, 20, 10, 4), Span(10, 14, 12, 2), Span(0, 20, 14, 4)],
     }
     for cache, expected in spans.items():
-        plan, computed, refreshed = FullAttention(grid, cache), 0, None
+        plan, computed, mark = FullAttention(grid, cache), 0, None
         for wanted, known_after in zip(expected, (12, 14, 16), strict=True):
-            got = plan.span(computed, wanted.known, refreshed)
+            got = plan.span(computed, wanted.known, mark)
             assert got == wanted, cache
             computed = plan.next_start(got, known_after)
-            refreshed = grid.start_of(wanted.known)
+            mark = grid.start_of(wanted.known)
 
 
 def test_what_follows_an_answer_is_forwarded_with_it() -> None:
@@ -530,8 +530,8 @@ def test_a_span_of_full_attention_is_forwarded_whole_or_not_at_all(
     plan = FullAttention(grid, cache)
     known = data.draw(st.integers(grid.origin, grid.end - 1), label="known")
     start = grid.start_of(known)
-    for computed, refreshed in ((0, None), (start, start), (0, start)):
-        wanted = plan.span(computed, known, refreshed)
+    for computed, mark in ((0, None), (start, start), (0, start)):
+        wanted = plan.span(computed, known, mark)
         got = plan.clip(wanted, budget)
         if wanted.length <= budget:
             assert got == wanted

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 from vllm_dllm.decoding.registry import ALIASES, get_rule
 from vllm_dllm.params import PREFIX
 from vllm_dllm.quoting import quoted, shortened
+from vllm_dllm.serving.diffulex import (
+    implied_buffer,
+    refuse_remasking,
+    rule_of_sampling_mode,
+)
 
 if TYPE_CHECKING:
     from vllm_dllm.config import DllmConfig
@@ -83,6 +88,7 @@ def lift(
     """
     body = {key: value for key, value in body.items() if value is not None}
     check_switches(body)
+    refuse_remasking(body)
     if not config.facts.full_attention:
         body = {k: v for k, v in body.items() if k not in OFF or OFF[k] != v}
     fields: dict[str, Any] = {}
@@ -96,9 +102,13 @@ def lift(
                 f"({shortened(name)}) and differ"
             )
     fields |= implied_cache(body, fields, config)
+    fields |= implied_buffer(body, fields, config)
     rule = implied_rule(body, fields, config)
     if rule is not None:
         fields["dllm_algorithm"] = rule
+    if "sampling_mode" in body:
+        named = plain(fields.get("dllm_algorithm"))
+        fields |= rule_of_sampling_mode(body["sampling_mode"], named, config)
     if config.facts.full_attention and spellings.get("dllm_steps") in NAMES:
         # The authors' functions take both, and look at the steps only without a
         # threshold or a factor.
