@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.request import Decoding
 from vllm_dllm.span import Buffered, Plan
@@ -36,6 +37,10 @@ class Buffers:
         self.size_np = np.ones(num_slots, dtype=np.int64)
         """Blocks in flight, on the CPU."""
         self.size = torch.ones(num_slots, dtype=torch.int64, device=device)
+        self.begins_np = np.zeros(num_slots, dtype=bool)
+        """Whether it takes its first step in this slot."""
+        self.begins_at_np = np.zeros(num_slots, dtype=np.int64)
+        """First position of the buffer in that step."""
         self.prompt = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Number of tokens of the prompt."""
         self.first = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -52,6 +57,7 @@ class Buffers:
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         size = plan.size if isinstance(plan, Buffered) else 1
         self.size_np[slot] = self.size[slot] = size
+        self.begins_np[slot] = size > 1
         self.add_block[slot] = decoding.add_block_threshold
         self.token_stability[slot] = decoding.token_stability_threshold
         self.stability.grow(size)
@@ -59,6 +65,7 @@ class Buffers:
         if isinstance(plan, Buffered):
             first, block = plan.first(None), plan.grid.block
             self.prompt[slot], self.first[slot] = plan.prompt, first
+            self.begins_at_np[slot] = first
             # A block that the prompt begins is open from the start.
             self.opened[slot] = first + (block if plan.prompt > first else 0)
 
@@ -69,7 +76,23 @@ class Buffers:
 
     def restore(self, slot: int, saved: SavedBuffer) -> None:
         self.first[slot], self.opened[slot] = saved.first, saved.opened
+        self.begins_at_np[slot] = saved.first
         self.stability.restore(slot, saved.stability)
+
+    def left_np(self, input_batch: InputBatch, num_reqs: int) -> np.ndarray:
+        """[n] int64, on the CPU: positions from the front of each buffer to the end of
+        its span, or more.
+
+        A step begins at the front, or before it in a prompt; but the first one in a
+        slot may find pages of another request that go past the front.
+        """
+        slot_np = input_batch.idx_mapping_np
+        start_np = input_batch.num_computed_tokens_np[:num_reqs]
+        end_np = start_np + input_batch.num_scheduled_tokens[:num_reqs]
+        begins_np = self.begins_np[slot_np]
+        decides_np = input_batch.num_draft_tokens_per_req > 0
+        self.begins_np[slot_np] = begins_np & ~decides_np
+        return end_np - np.where(begins_np, self.begins_at_np[slot_np], start_np)
 
     def open(
         self,

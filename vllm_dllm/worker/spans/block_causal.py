@@ -50,9 +50,9 @@ class BlockCausalLayout(Layout):
                 self.buffers.first[spans.slot],
                 spans.block_start,
             )
-            lengths_np = input_batch.num_scheduled_tokens[: len(spans)]
+            left_np = self.buffers.left_np(input_batch, len(spans))
             end = self.end[spans.slot]
-            spans.rows = lay_rows(sizes_np, lengths_np, first, end, self.block_size)
+            spans.rows = lay_rows(sizes_np, left_np, first, end, self.block_size)
         return spans
 
     def block_ids(

@@ -48,7 +48,7 @@ class OpenBlocks:
 
 def lay_rows(
     sizes_np: np.ndarray,
-    lengths_np: np.ndarray,
+    left_np: np.ndarray,
     first: torch.Tensor,
     end: torch.Tensor,
     block: int,
@@ -57,7 +57,8 @@ def lay_rows(
 
     Args:
         sizes_np: [n] int64, on the CPU: blocks in flight of each request.
-        lengths_np: [n] int64, on the CPU: positions that it forwards.
+        left_np: [n] int64, on the CPU: positions from there to the end of its span, or
+            more.
         first: [n] int64: start of its first block in flight.
         end: [n] int64: end of its last block ever.
         block: length of a block.
@@ -71,7 +72,6 @@ def lay_rows(
         for values in (owner_np, order_np, sizes_np[owner_np], begin_np)
     )
     start = first[owner] + order * block
-    left_np = lengths_np[owner_np] - order_np * block
     return BlockRows(
         owner=owner,
         owner_np=owner_np,
@@ -82,5 +82,5 @@ def lay_rows(
         start=start,
         is_there=start < end[owner],
         is_front=order == 0,
-        logit_rows_np=left_np.clip(0, block),
+        logit_rows_np=(left_np[owner_np] - order_np * block).clip(0, block),
     )
