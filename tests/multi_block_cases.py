@@ -23,6 +23,8 @@ class BufferCase:
     tokens: list[int]
     nfe: int
     """Forwards in which some block is decided."""
+    most_forwards: int
+    """And those that store KV alone."""
     stop_token_ids: list[int] | None = None
 
     @property
@@ -48,6 +50,16 @@ class BufferCase:
             if not edits:
                 fields["dllm_semi_complete_threshold"] = wishes.semi_complete
         return fields
+
+    def may_take(self, forwards: int) -> bool:
+        """Whether a client may be told of so many.
+
+        While the last block is kept from opening another one (token stability), the
+        forward that stores it is a step like others for the scheduler.
+        """
+        if self.wishes.edit_threshold is None:
+            return self.wishes.size == 1 or forwards == self.nfe
+        return self.nfe <= forwards <= self.most_forwards
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -82,7 +94,8 @@ def multi_block_cases(checkpoint: str, block: int) -> list[BufferCase]:
         if wishes.size == 1 and wishes.edit_threshold is not None:
             continue
         request = (case["prompt"], case["gen_length"], wishes)
-        answer = (case["tokens"], case["nfe_active"], case.get("stop_token_ids"))
+        forwards = (case["nfe_active"], case["nfe"])
+        answer = (case["tokens"], *forwards, case.get("stop_token_ids"))
         cases.append(BufferCase(*request, *answer))
     return cases
 
@@ -104,7 +117,8 @@ def random_case(checkpoint: str, block: int, seed: int) -> BufferCase:
     prompt = [draw.randrange(2, MASK) for _ in range(draw.randint(1, 3 * block))]
     gen_length = draw.randint(1, 4 * block + 3)
     tokens, run = generate(seen_by(checkpoint, block), prompt, gen_length, wishes)
-    return BufferCase(prompt, gen_length, wishes, tokens, run.forwards)
+    forwards = (run.active_forwards, run.forwards)
+    return BufferCase(prompt, gen_length, wishes, tokens, *forwards)
 
 
 def seen_by(checkpoint: str, block: int) -> Any:

@@ -54,6 +54,8 @@ class Run:
         self.finished = self.next
         """End of the blocks that will not change any more."""
         self.forwards = 0
+        self.active_forwards = 0
+        """Those that had an active block."""
         self.most_active = 0
         self.held = 0
         """How often a block with masks was given nothing."""
@@ -104,6 +106,7 @@ class Run:
         writes: dict[int, int] = {}
         ready = {}
         active = [block for block in self.resident if block.active]
+        self.active_forwards += bool(active)
         self.most_active = max(self.most_active, len(active))
         for block, share in zip(self.resident, before, strict=False):
             if block.active:
