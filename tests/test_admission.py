@@ -287,3 +287,22 @@ def test_a_long_value_is_not_echoed(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as failure:
         check_sampling_params(SamplingParams(**fields), CONFIG)
     assert len(str(failure.value)) < 1000
+
+
+def test_more_blocks_in_flight_than_a_forward_holds_are_refused() -> None:
+    """A buffer is forwarded whole: the request would wait for ever."""
+    facts = Facts(max_model_len=500, max_num_batched_tokens=32)
+    config = CONFIG.with_facts(facts)
+    check_length_of({"dllm_buffer_size": 4}, config, 100, 100)
+    # Blocks that the answer does not have are not forwarded.
+    check_length_of({"dllm_buffer_size": 16}, config, 100, 27)
+    with pytest.raises(ValueError) as failure:
+        check_length_of({"dllm_buffer_size": 5}, config, 100, 100)
+    message = str(failure.value)
+    assert "dllm_buffer_size=5: blocks of 8 tokens are 40 tokens in flight" in message
+    assert "allowed: 32 (max_num_batched_tokens)" in message
+    for name in ("max_num_scheduled_tokens", "long_prefill_token_threshold"):
+        small = CONFIG.with_facts(Facts(max_model_len=500, **{name: 24}))
+        with pytest.raises(ValueError, match=rf"allowed: 24 \({name}\)"):
+            check_length_of({"dllm_buffer_size": 4}, small, 100, 100)
+        check_length_of({"dllm_buffer_size": 3}, small, 100, 100)

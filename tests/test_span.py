@@ -22,6 +22,7 @@ from vllm_dllm.span import (
     Span,
     full_attention_grid,
 )
+from vllm_dllm.worker.buffers import Buffers
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.registry import LAYOUTS
 
@@ -190,13 +191,13 @@ class Worker:
     """The worker's half of the arithmetic, which has to agree with the plan's."""
 
     def __init__(self, plan: Plan, steps: int) -> None:
-        self.plan = plan
+        self.plan, cpu = plan, torch.device("cpu")
         attention = "full" if isinstance(plan, FullAttention) else "block_causal"
         config = DllmConfig.build(
             {"block_size": plan.grid.block, "mask_token_id": 99},
             facts=Facts(attention=attention),
         )
-        self.layout = LAYOUTS[attention](config, 3, torch.device("cpu"))
+        self.layout = LAYOUTS[attention](config, 3, cpu, Buffers(3, cpu))
         guided = isinstance(plan, FullAttention) and plan.twin
         suffix = plan.suffix if isinstance(plan, FullAttention) else 0
         settled = decoding(
@@ -359,7 +360,7 @@ REFRESH, STEP = "refresh", "step"
 class FullAttentionRequest(PlayedRequest):
     keys: dict[int, tuple[str, int]] = field(default_factory=dict)
     """Of each page position: what wrote it, and for which block."""
-    refreshed: int | None = None
+    mark: int | None = None
     replays: int = 0
     lengths: list[int] = field(default_factory=list)
 
@@ -371,7 +372,7 @@ class FullAttentionRequest(PlayedRequest):
         plan, grid = self.plan, self.plan.grid
         assert isinstance(plan, FullAttention)
         start, end = grid.start_of(self.known), grid.end_of(self.known)
-        got = plan.span(self.computed, self.known, self.refreshed)
+        got = plan.span(self.computed, self.known, self.mark)
         assert plan.clip(got, got.length) == got
         assert plan.clip(got, got.length - 1).length == 0, "a part of it is no use"
         self.lengths.append(got.length)
@@ -386,14 +387,14 @@ class FullAttentionRequest(PlayedRequest):
         # A later step of a block reads what the block's own refresh made.
         stale = {self.keys.get(p) for p in sequence - forwarded}
         assert stale <= {(REFRESH, start)}, "reads keys of another block, or none"
-        first = self.refreshed != start or got.canvas == 0
+        first = self.mark != start or got.canvas == 0
         assert (got.start == 0) == (first or plan.cache == "none")
         for position in forwarded:
             self.keys[position] = (REFRESH if first else STEP, start)
         if got.canvas == 0:
             self.replays += 1
-            assert self.refreshed == start, "a refresh that could have decided some"
-        self.refreshed = start
+            assert self.mark == start, "a refresh that could have decided some"
+        self.mark = start
         self.finish(got, random)
 
 
@@ -453,12 +454,12 @@ def test_what_each_step_of_a_block_forwards() -> None:
         "dual": [Span(0, 20, 10, 4), Span(10, 14, 12, 2), Span(0, 20, 14, 4)],
     }
     for cache, expected in spans.items():
-        plan, computed, refreshed = FullAttention(grid, cache), 0, None
+        plan, computed, mark = FullAttention(grid, cache), 0, None
         for wanted, known_after in zip(expected, (12, 14, 16), strict=True):
-            got = plan.span(computed, wanted.known, refreshed)
+            got = plan.span(computed, wanted.known, mark)
             assert got == wanted, cache
             computed = plan.next_start(got, known_after)
-            refreshed = grid.start_of(wanted.known)
+            mark = grid.start_of(wanted.known)
 
 
 def test_what_follows_an_answer_is_forwarded_with_it() -> None:
@@ -470,7 +471,7 @@ def test_what_follows_an_answer_is_forwarded_with_it() -> None:
         plan = FullAttention(grid, cache, suffix=5)
         assert plan.span(0, 10, None) == Span(0, 24, 10, 4)
         start = 0 if cache == "none" else 10
-        assert plan.span(start, 12, refreshed=10) == Span(start, end, 12, 2)
+        assert plan.span(start, 12, mark=10) == Span(start, end, 12, 2)
         assert plan.span(0, 18, None) == Span(0, 24, 18, 1)
 
 
@@ -479,8 +480,8 @@ def test_the_last_block_ends_with_the_longest_request() -> None:
     grid = full_attention_grid(prompt=10, max_tokens=9, block=8, max_len=21)
     assert grid == Grid(10, 8, 21)
     plan = FullAttention(grid, "dual")
-    assert plan.span(0, 18, refreshed=10) == Span(0, 21, 18, 3)
-    assert plan.span(18, 20, refreshed=18) == Span(18, 21, 20, 1)
+    assert plan.span(0, 18, mark=10) == Span(0, 21, 18, 3)
+    assert plan.span(18, 20, mark=18) == Span(18, 21, 20, 1)
 
 
 def test_keys_lost_in_mid_block_are_made_again_before_the_block_goes_on() -> None:
@@ -488,14 +489,14 @@ def test_keys_lost_in_mid_block_are_made_again_before_the_block_goes_on() -> Non
     later steps would read other keys than without preemption."""
     for cache, end in (("prefix", 20), ("dual", 14)):
         plan = FullAttention(Grid(10, 4, 20), cache)
-        replay = plan.span(0, 12, refreshed=10)
+        replay = plan.span(0, 12, mark=10)
         assert replay == Span(0, 20, 12, 0)
         assert plan.next_start(replay, 12) == 10
-        assert plan.span(10, 12, refreshed=10) == Span(10, end, 12, 2)
+        assert plan.span(10, 12, mark=10) == Span(10, end, 12, 2)
         # Between blocks there is nothing to replay.
-        assert plan.span(0, 14, refreshed=10) == Span(0, 20, 14, 4)
+        assert plan.span(0, 14, mark=10) == Span(0, 20, 14, 4)
     plan = FullAttention(Grid(10, 4, 20), "none")
-    assert plan.span(0, 12, refreshed=10) == Span(0, 20, 12, 2)
+    assert plan.span(0, 12, mark=10) == Span(0, 20, 12, 2)
 
 
 def test_a_finished_block_is_left_for_a_refresh() -> None:
@@ -529,8 +530,8 @@ def test_a_span_of_full_attention_is_forwarded_whole_or_not_at_all(
     plan = FullAttention(grid, cache)
     known = data.draw(st.integers(grid.origin, grid.end - 1), label="known")
     start = grid.start_of(known)
-    for computed, refreshed in ((0, None), (start, start), (0, start)):
-        wanted = plan.span(computed, known, refreshed)
+    for computed, mark in ((0, None), (start, start), (0, start)):
+        wanted = plan.span(computed, known, mark)
         got = plan.clip(wanted, budget)
         if wanted.length <= budget:
             assert got == wanted

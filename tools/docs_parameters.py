@@ -17,8 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 from vllm_dllm.cli import FLAGS  # noqa: E402
 from vllm_dllm.config import DllmConfig  # noqa: E402
-from vllm_dllm.decoding.registry import RULES, get_rule  # noqa: E402
+from vllm_dllm.decoding.registry import BUFFERED, RULES, get_rule  # noqa: E402
 from vllm_dllm.params import (  # noqa: E402
+    BUFFER_FIELDS,
     FULL_ATTENTION_FIELDS,
     PREFIX,
     DllmParams,
@@ -116,8 +117,17 @@ def users_of(name: str) -> str:
     """The rules that a parameter changes something for."""
     if name in FULL_ATTENTION_FIELDS:
         return "all, with full attention"
-    rules = [rule for rule in RULES if name in get_rule(rule).parameters]
+    rules = [rule for rule in RULES if uses(rule, name)]
     return ", ".join(f"`{rule}`" for rule in rules) or "all"
+
+
+def uses(rule: str, name: str) -> bool:
+    """Whether a rule reads a parameter, with one block at a time or with several."""
+    if rule not in BUFFERED:
+        return name in get_rule(rule).parameters
+    several = get_rule(BUFFERED[rule]).parameters
+    of_buffers = {"buffer_size", *BUFFER_FIELDS} - {"semi_complete_threshold"}
+    return name in {*get_rule(rule).parameters, *several, *of_buffers}
 
 
 def table(rows: list[list[str]]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from vllm_dllm import span
 from vllm_dllm.params import PREFIX, DllmParams, in_words
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.request import decoding_of, plan_of, wishes_of
@@ -85,8 +86,9 @@ def check_prompt(token_ids: Iterable[int], config: "DllmConfig") -> None:
 def check_length(
     sampling_params: "SamplingParams", config: "DllmConfig", prompt_len: int
 ) -> None:
-    """Refuse what only the length of an answer shows, above all, with full attention, a
-    request whose refresh does not fit one forward, or the pages of one.
+    """Refuse what only the length of an answer shows, above all a request that would
+    wait for ever: with several blocks in flight if one forward cannot hold them, and
+    with full attention if it cannot hold a refresh, or the pages of one.
 
     Raises:
         ValueError: naming the numbers.
@@ -95,9 +97,11 @@ def check_length(
     assert max_tokens is not None
     max_tokens = max(1, min(max_tokens, config.facts.max_model_len - prompt_len))
     decoding = decoding_of(sampling_params, config, max_tokens)
+    plan = plan_of(decoding, config, prompt_len, max_tokens)
+    if isinstance(plan, span.Buffered):
+        _check_buffer(plan, config)
     if not config.facts.full_attention:
         return
-    plan = plan_of(decoding, config, prompt_len, max_tokens)
     longest = plan.span(0, prompt_len, None)
     limits = {
         "max_num_batched_tokens": config.facts.max_num_batched_tokens,
@@ -129,3 +133,21 @@ def check_session(resumable: bool) -> None:
             "streaming input is not supported for diffusion language models; send each "
             "turn as a request of its own, of which the prefix cache knows the old part"
         )
+
+
+def _check_buffer(plan: span.Buffered, config: "DllmConfig") -> None:
+    """Refuse more blocks in flight than one forward may hold."""
+    first = plan.first(None)
+    forwarded = plan.span(first, plan.prompt, None).length
+    for name in (
+        "max_num_batched_tokens",
+        "max_num_scheduled_tokens",
+        "long_prefill_token_threshold",
+    ):
+        limit = getattr(config.facts, name)
+        if forwarded > limit:
+            raise ValueError(
+                f"{PREFIX}buffer_size={plan.size}: blocks of {plan.grid.block} tokens "
+                f"are {forwarded} tokens in flight, which one forward must hold; "
+                f"allowed: {limit} ({name})"
+            )

@@ -17,7 +17,7 @@ from vllm_dllm.decoding.registry import ALIASES, RULES
 from vllm_dllm.params import choices_of, kind_of
 from vllm_dllm.quoting import quoted
 
-FLAGS = ("block_size", "algorithm", "threshold", "steps", "cache")
+FLAGS = ("block_size", "algorithm", "threshold", "steps", "cache", "buffer_size")
 """Fields of `DllmConfig` that have a flag of their own."""
 
 

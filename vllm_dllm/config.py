@@ -48,6 +48,8 @@ class Facts(BaseModel):
     max_num_batched_tokens: int = UNBOUNDED
     max_num_scheduled_tokens: int = UNBOUNDED
     """The smaller of the two is what a step may forward."""
+    long_prefill_token_threshold: int = UNBOUNDED
+    """What it may forward of one request."""
     page_size: int = 1
     """KV page in tokens."""
     vocab_size: int = UNBOUNDED

@@ -34,6 +34,9 @@ MIN_REAL = 1e-6
 MAX_WEIGHT = 100.0
 """Upper limit of what multiplies logits: they stay finite in float16."""
 
+MAX_BUFFER_SIZE = 16
+"""Most blocks of a request under denoising at once."""
+
 CachePolicy = Literal["none", "prefix", "dual"]
 
 
@@ -95,6 +98,19 @@ class RuleParams(BaseModel):
     """Dream's rules: above 0, positions are drawn by lot, the surer the likelier; how
     much is left to chance."""
 
+    buffer_size: int = Field(default=1, ge=1, le=MAX_BUFFER_SIZE)
+    """Block-causal: blocks under denoising at once (multi_bd), with `threshold` and
+    `joint_threshold`. With 1 a block is decoded before the next one begins, which is
+    exact; with more, tokens are taken while some before them are not known yet."""
+    add_block_threshold: float = Field(default=0.1, gt=0, le=1)
+    """Several blocks: decoded share of the last one from which the next one begins."""
+    semi_complete_threshold: float = Field(default=0.9, gt=0, le=1)
+    """Several blocks, threshold: decoded share of a block from which the one behind it
+    is given a token in every step, however unsure."""
+    token_stability_threshold: float = Field(default=0.0, ge=0, le=1)
+    """Several blocks: share of the tokens of the last one that a step would not change,
+    from which the next one begins."""
+
     @field_validator("algorithm")
     @classmethod
     def _known_rule(cls, name: str) -> str:
@@ -150,6 +166,12 @@ FULL_ATTENTION_FIELDS = (
     "suffix_token_ids",
 )
 """Fields that have no meaning for a block-causal model."""
+
+
+BUFFER_FIELDS = frozenset(
+    {"add_block_threshold", "semi_complete_threshold", "token_stability_threshold"}
+)
+"""Fields that have a meaning with several blocks in flight alone."""
 
 
 def choices_of(field: FieldInfo) -> list[str] | None:

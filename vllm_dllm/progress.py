@@ -20,8 +20,8 @@ class Progress:
     plan: Plan
     max_nfe: int | None
     """Denoising forwards that it may take."""
-    refreshed: int | None = None
-    """Start of the block that the last refresh was made for."""
+    mark: int | None = None
+    """What the plan remembers of the last step."""
     forwards: ForwardCount = field(default_factory=ForwardCount)
     trajectory: list[int] = field(default_factory=list)
 

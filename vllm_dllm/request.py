@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vllm_dllm import span
-from vllm_dllm.decoding.registry import get_rule
+from vllm_dllm.decoding.registry import BUFFERED, get_rule
 from vllm_dllm.params import (
+    BUFFER_FIELDS,
     FULL_ATTENTION_FIELDS,
     MAX_STEPS,
     NUMERIC_FIELDS,
@@ -55,10 +56,18 @@ class Decoding:
     suffix_token_ids: tuple[int, ...]
     return_trajectory: bool
     stream_drafts: bool
+    buffer_size: int
+    add_block_threshold: float
+    token_stability_threshold: float
 
     @classmethod
     def of(
-        cls, wishes: DllmParams, algorithm: str, block_length: int, steps: int
+        cls,
+        wishes: DllmParams,
+        algorithm: str,
+        block_length: int,
+        steps: int,
+        buffer_size: int = 1,
     ) -> "Decoding":
         """What is wished, with the answers to what a wish leaves open."""
         values = wishes.model_dump() | {"steps": steps}
@@ -74,6 +83,9 @@ class Decoding:
             suffix_token_ids=tuple(wishes.suffix_token_ids),
             return_trajectory=wishes.return_trajectory,
             stream_drafts=wishes.stream_drafts,
+            buffer_size=buffer_size,
+            add_block_threshold=wishes.add_block_threshold,
+            token_stability_threshold=wishes.token_stability_threshold,
         )
 
 
@@ -97,7 +109,7 @@ def resolve(
         ValueError: as `wishes_of`, and for a block that becomes too long.
     """
     wishes = wishes_of(extra_args, config, follows_grammar)
-    rule = rule_of(wishes, config)
+    rule, size = rule_of(wishes, config), wishes.buffer_size
     block = block_of_an_answer(wishes, config, max_tokens)
     refuse_long_credit(rule, block)
     if follows_grammar:
@@ -108,7 +120,7 @@ def resolve(
         if f"{PREFIX}steps" in (extra_args or {}):
             refuse_idle_steps(wishes, steps, block)
         steps = min(steps, max(MAX_STEPS, block))
-    return Decoding.of(wishes, rule, block, steps)
+    return Decoding.of(wishes, rule, block, steps, size)
 
 
 def wishes_of(
@@ -139,9 +151,16 @@ def wishes_of(
         raise ValueError(describe(error, DllmParams, PREFIX)) from None
     if follows_grammar:
         wishes = _decode_in_order(wishes, own)
+    wishes = _with_buffer(wishes, own, config)
     rule = rule_of(wishes, config)
     parameters = get_rule(rule).parameters
-    for name in sorted(own.keys() & NUMERIC_FIELDS.keys() - parameters):
+    idle = own.keys() & NUMERIC_FIELDS.keys() - parameters - {"buffer_size"}
+    for name in sorted(idle - (BUFFER_FIELDS if wishes.buffer_size > 1 else set())):
+        if name in BUFFER_FIELDS:
+            raise ValueError(
+                f"{PREFIX}{name}={quoted(own[name])} has no meaning with "
+                f"{PREFIX}buffer_size={wishes.buffer_size}, one block at a time"
+            )
         raise ValueError(
             f"{PREFIX}{name}={quoted(own[name])} has no meaning for the decoding rule "
             f"{wishes.algorithm!r}, which uses "
@@ -159,8 +178,32 @@ def wishes_of(
 
 
 def rule_of(wishes: DllmParams, config: "DllmConfig") -> str:
-    """The rule's own name: what the authors of the model's family call so."""
-    return config.facts.rule_names.get(wishes.algorithm, wishes.algorithm)
+    """The rule's own name: what the authors of the model's family call so, and what it
+    is with several blocks in flight."""
+    rule = config.facts.rule_names.get(wishes.algorithm, wishes.algorithm)
+    return BUFFERED[rule] if wishes.buffer_size > 1 else rule
+
+
+def _with_buffer(
+    wishes: DllmParams, own: dict[str, Any], config: "DllmConfig"
+) -> DllmParams:
+    """Refuse a request's own buffer where it has no meaning, and leave the server's out
+    there."""
+    if wishes.buffer_size == 1:
+        return wishes
+    why = None
+    if config.facts.full_attention:
+        why = "is for block-causal models"
+    elif wishes.algorithm not in BUFFERED:
+        why = (
+            f"is not defined for the decoding rule {wishes.algorithm!r}, whose steps "
+            f"are those of one block; allowed: {', '.join(BUFFERED)}"
+        )
+    if why is None:
+        return wishes
+    if "buffer_size" in own:
+        raise ValueError(f"{PREFIX}buffer_size={wishes.buffer_size} {why}")
+    return wishes.model_copy(update={"buffer_size": 1})
 
 
 def default_block(wishes: DllmParams, config: "DllmConfig") -> int | None:
@@ -195,7 +238,7 @@ def steps_of_a_block(
 
 def _decode_in_order(wishes: DllmParams, own: dict[str, Any]) -> DllmParams:
     """Replace the server's rule and steps; the request's own can only be refused."""
-    in_order = {"algorithm": GRAMMAR_RULE, "steps": None}
+    in_order = {"algorithm": GRAMMAR_RULE, "steps": None, "buffer_size": 1}
     for name, only in in_order.items():
         if name in own and getattr(wishes, name) != only:
             raise ValueError(
@@ -268,7 +311,12 @@ def plan_of(
 ) -> span.Plan:
     """What the steps of a request forward; `decoding` is that of `max_tokens`."""
     if not config.facts.full_attention:
-        return span.BlockCausal(span.Grid(0, decoding.block_length, span.UNBOUNDED))
+        block = decoding.block_length
+        if decoding.buffer_size == 1:
+            return span.BlockCausal(span.Grid(0, block, span.UNBOUNDED))
+        end = span.round_up(prompt_len + max_tokens, block)
+        grid = span.Grid(0, block, end)
+        return span.Buffered(grid, prompt_len, decoding.buffer_size)
     suffix = len(decoding.suffix_token_ids)
     grid = span.full_attention_grid(
         prompt_len,

@@ -56,7 +56,7 @@ class BlockDiffusionScheduler(Scheduler):
     def _whole_span(self, request: Request, computed: int) -> Span:
         """What the request wants to forward next."""
         progress = self.progress[request]
-        return progress.plan.span(computed, request.num_tokens, progress.refreshed)
+        return progress.plan.span(computed, request.num_tokens, progress.mark)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self.unplanned_tokens = min(
@@ -131,7 +131,7 @@ class BlockDiffusionScheduler(Scheduler):
                 continue
             planned = step.spans[req_id]
             self._set_computed(request)
-            progress.refreshed = progress.plan.grid.start_of(planned.known)
+            progress.mark = progress.plan.mark(planned, progress.mark)
             if planned.canvas and progress.is_spent:
                 self._end(request, outputs)
         for req_id, draft in annotate(outputs, followed, step, report).items():

@@ -47,6 +47,8 @@ class Span(NamedTuple):
     twin: int = 0
     """Where a guided request keeps its unconditional branch: position p of it has the
     pages of position `twin` + p. 0 without guidance."""
+    parts_end: int = UNBOUNDED
+    """Only what lies before it may be forwarded in parts."""
 
     @property
     def length(self) -> int:
@@ -67,14 +69,14 @@ class Plan(Protocol):
         """The request's blocks."""
         ...
 
-    def span(self, computed: int, known: int, refreshed: int | None) -> Span:
+    def span(self, computed: int, known: int, mark: int | None) -> Span:
         """The span that the request wants next.
 
         Args:
             computed: first position of the step, as `next_start` gave it; 0 when the
                 KV was lost.
             known: number of known tokens.
-            refreshed: start of the block that the last refresh was made for.
+            mark: what `mark` said after the last step; None before the first one.
         """
         ...
 
@@ -89,6 +91,11 @@ class Plan(Protocol):
         """First position of the step after `span`, which made `known` tokens known."""
         ...
 
+    def mark(self, span: Span, mark: int | None) -> int | None:
+        """What is remembered of `span`, also where its KV is lost; `mark` is what was
+        remembered before."""
+        ...
+
 
 class BlockCausal(NamedTuple):
     """A position sees its own block and those before it: finished blocks keep KV.
@@ -99,7 +106,7 @@ class BlockCausal(NamedTuple):
 
     grid: Grid
 
-    def span(self, computed: int, known: int, refreshed: int | None = None) -> Span:
+    def span(self, computed: int, known: int, mark: int | None = None) -> Span:
         """All known tokens without final KV, then the canvas."""
         end = self.grid.end_of(known)
         return Span(computed, end, known, end - known)
@@ -114,6 +121,51 @@ class BlockCausal(NamedTuple):
 
     def next_start(self, span: Span, known: int) -> int:
         return self.grid.start_of(min(span.end, span.known))
+
+    def mark(self, span: Span, mark: int | None) -> None:
+        return None
+
+
+class Buffered(NamedTuple):
+    """Block-causal, with several blocks under denoising at once.
+
+    Diffulex's multi_bd. The *buffer* holds the blocks from the first one without final
+    KV on; a finished block stays in it for the forward that makes its KV final. All of
+    it is forwarded in every step: blocks that are not opened yet as masks, which
+    nothing before them sees. Which blocks are opened when is part of the answer, so a
+    step with a canvas is never cut: it waits.
+    """
+
+    grid: Grid
+    """Ends with the block that holds the last token of the answer."""
+    prompt: int
+    """Number of tokens of the prompt."""
+    size: int
+    """How many blocks the buffer holds."""
+
+    def first(self, mark: int | None) -> int:
+        """First position of the buffer."""
+        return self.grid.start_of(self.prompt) if mark is None else mark
+
+    def span(self, computed: int, known: int, mark: int | None) -> Span:
+        """`mark` is the first position of the buffer: where the KV was lost, or a page
+        of another request holds a block of it, its blocks do not leave it earlier."""
+        first = self.first(mark)
+        end = min(first + self.size * self.grid.block, self.grid.end)
+        return Span(computed, end, known, end - known, parts_end=first)
+
+    def clip(self, span: Span, budget: int) -> Span:
+        if span.length <= budget:
+            return span
+        block = self.grid.block
+        end = min(span.start + budget // block * block, span.parts_end)
+        return Span(span.start, max(end, span.start), span.known, 0)
+
+    def next_start(self, span: Span, known: int) -> int:
+        return self.grid.start_of(min(span.end, span.known))
+
+    def mark(self, span: Span, mark: int | None) -> int:
+        return max(self.first(mark), self.next_start(span, span.known))
 
 
 class FullAttention(NamedTuple):
@@ -137,10 +189,11 @@ class FullAttention(NamedTuple):
         """One past the last position of the sequence."""
         return self.grid.end + self.suffix
 
-    def span(self, computed: int, known: int, refreshed: int | None) -> Span:
+    def span(self, computed: int, known: int, mark: int | None) -> Span:
+        """`mark` is the start of the block that the last refresh was made for."""
         start, end = self.grid.start_of(known), self.grid.end_of(known)
         canvas = end - known
-        if self.cache == "none" or refreshed != start:
+        if self.cache == "none" or mark != start:
             return Span(0, self.end, known, canvas, self.twin)
         if computed == 0:
             # The keys of the refresh were lost in the middle of the block. They are
@@ -158,6 +211,9 @@ class FullAttention(NamedTuple):
         start = self.grid.start_of(span.known)
         same_block = self.grid.start_of(known) == start
         return start if same_block and self.cache != "none" else 0
+
+    def mark(self, span: Span, mark: int | None) -> int:
+        return self.grid.start_of(span.known)
 
 
 def full_attention_grid(

@@ -64,6 +64,9 @@ def test_some_rows_of_a_step_are_whole_rows() -> None:
             if part.name == "params":
                 continue
             got, same = getattr(taken, part.name), getattr(expected, part.name)
+            if part.name in ("before", "age"):
+                assert got is same is None
+                continue
             got = got[:, :width] if got.dim() == 2 else got
             torch.testing.assert_close(got, same, rtol=0, atol=0, equal_nan=True)
     none = as_step(BATCHES[0], get_rule("sequential")).take(torch.tensor([0]))

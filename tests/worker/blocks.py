@@ -91,13 +91,14 @@ State = tuple[list[int], list[int], int, int]
 
 
 def state(desk: Desk, slot: int) -> State:
-    """Tokens, the steps that decided them, steps, and those without a mask."""
+    """Of its one block: tokens, the steps that decided them, steps, and those without
+    a mask."""
     canvas = desk.slots.canvas
     return (
-        canvas.tokens.values[slot].tolist(),
-        canvas.decided_at.values[slot].tolist(),
-        int(canvas.step[slot]),
-        int(canvas.post_steps[slot]),
+        canvas.tokens.values[slot, 0].tolist(),
+        canvas.decided_at.values[slot, 0].tolist(),
+        int(canvas.step.values[slot, 0]),
+        int(canvas.post_steps.values[slot, 0]),
     )
 
 

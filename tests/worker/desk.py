@@ -65,11 +65,11 @@ class Running:
     """Known tokens at which it is done."""
     known: int
     computed: int = 0
-    refreshed: int | None = None
+    mark: int | None = None
     answer: list[int] = field(default_factory=list)
 
     def span(self) -> Span:
-        return self.plan.span(self.computed, self.known, self.refreshed)
+        return self.plan.span(self.computed, self.known, self.mark)
 
 
 @dataclass
@@ -189,7 +189,7 @@ class Desk:
         self.all_token_ids[request.slot, after] = torch.tensor(tokens).int()
         request.answer += tokens
         request.known += count
-        request.refreshed = request.plan.grid.start_of(span.known)
+        request.mark = request.plan.mark(span, request.mark)
         start = request.computed + span.length - int(output.num_rejected[index])
         request.computed = request.plan.next_start(span, request.known)
         assert start == request.computed

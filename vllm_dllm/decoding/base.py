@@ -52,6 +52,13 @@ class CanvasStep:
     params: dict[str, torch.Tensor]
     """The rule's `parameters`, each [n]."""
 
+    # Filled from the buffers, for rules of several blocks in flight.
+    before: torch.Tensor | None = None
+    """[n] float32: decoded share of the block before it; 1 in front of all."""
+    age: torch.Tensor | None = None
+    """[n] int64: `step`, and one more of a block that begins with tokens of the
+    prompt."""
+
     def take(self, rows: torch.Tensor) -> "CanvasStep":
         """The same of some requests: rows is [m] int64. `params` come separately."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -88,6 +95,9 @@ class Decision:
     done: torch.Tensor | None = None
     """[n] bool, from rules that revise: the block will not change any more. None:
     every decoded position is stable at once."""
+    stability: torch.Tensor | None = None
+    """[n] float32, from rules of buffers that revise: share of the decoded positions
+    that would get the same token again."""
 
 
 class DecodingRule(Protocol):

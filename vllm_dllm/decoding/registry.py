@@ -27,6 +27,18 @@ RULES: dict[str, str] = {
     "origin": "vllm_dllm.decoding.time_grid:Origin",
 }
 
+BUFFERED: dict[str, str] = {
+    "threshold": "buffered_threshold",
+    "joint_threshold": "buffered_joint_threshold",
+}
+"""Rules that are defined with several blocks in flight, and what they are then."""
+OF_BUFFERS: dict[str, str] = {
+    "buffered_threshold": "vllm_dllm.decoding.buffered_threshold:BufferedThreshold",
+    "buffered_joint_threshold": "vllm_dllm.decoding.buffered_joint_threshold:"
+    "BufferedJointThreshold",
+}
+"""These; nobody asks for them by name."""
+
 ALIASES: dict[str, str] = {
     "low_confidence_static": "low_confidence",
     "low_confidence_dynamic": "threshold",
@@ -51,6 +63,7 @@ def canonical_name(name: str) -> str:
 
 @cache
 def get_rule(name: str) -> DecodingRule:
-    """The rule called `name` (a canonical name). Rules hold no state of requests."""
-    module, _, cls = RULES[name].partition(":")
+    """The rule called `name`, a canonical name or one `OF_BUFFERS`. Rules hold no state
+    of requests."""
+    module, _, cls = (RULES | OF_BUFFERS)[name].partition(":")
     return getattr(import_module(module), cls)()

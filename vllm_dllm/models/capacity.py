@@ -7,6 +7,7 @@ from vllm.platforms import current_platform
 
 from vllm_dllm import span
 from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.decoding.registry import BUFFERED
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -21,11 +22,15 @@ def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
             f"{KEY}.cache={config.cache!r} has no meaning for a block-causal model, "
             "whose KV cache is exact; leave it out"
         )
+    refuse_idle_buffer(config)
     block = config.block
     set_page_size(vllm_config, block)
-    # A finished block and the next canvas are the longest span of a decoding request.
+    # A finished block and the next canvas are the longest span of a decoding request;
+    # with several blocks in flight, all of them.
+    blocks = max(2, config.buffer_size)
+    words = "twice" if blocks == 2 else f"{blocks} times"
     refuse_small_budget(
-        vllm_config, 2 * block, f"twice the diffusion block size {block}"
+        vllm_config, blocks * block, f"{words} the diffusion block size {block}"
     )
     scheduler_config = vllm_config.scheduler_config
     if not scheduler_config.enable_chunked_prefill:
@@ -41,6 +46,7 @@ def forward_whole_requests(vllm_config: "VllmConfig", config: DllmConfig) -> Non
     KV depends on what follows, so no two requests can share it, and a step forwards a
     request whole or not at all.
     """
+    refuse_idle_buffer(config)
     threshold = vllm_config.scheduler_config.long_prefill_token_threshold
     if threshold > 0:
         raise ValueError(
@@ -57,6 +63,21 @@ def forward_whole_requests(vllm_config: "VllmConfig", config: DllmConfig) -> Non
     canvas = min(config.block_size or 1, vllm_config.model_config.max_model_len - 1)
     why = "a prompt of one token and the canvas of one block"
     refuse_small_budget(vllm_config, 1 + canvas, why)
+
+
+def refuse_idle_buffer(config: DllmConfig) -> None:
+    """Raise ValueError for a default of several blocks in flight that no request could
+    have."""
+    if config.buffer_size == 1:
+        return
+    given = f"{KEY}.buffer_size={config.buffer_size}"
+    if config.facts.full_attention:
+        raise ValueError(f"{given} is for block-causal models; leave it out")
+    if config.algorithm not in BUFFERED:
+        raise ValueError(
+            f"{given} is not defined for the decoding rule {config.algorithm!r}, the "
+            f"default of this server; allowed: {', '.join(BUFFERED)}"
+        )
 
 
 def set_page_size(vllm_config: "VllmConfig", block: int) -> None:

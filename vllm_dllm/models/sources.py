@@ -103,6 +103,9 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
             "max_num_scheduled_tokens": (
                 scheduler_config.max_num_scheduled_tokens or UNBOUNDED
             ),
+            "long_prefill_token_threshold": (
+                scheduler_config.long_prefill_token_threshold or UNBOUNDED
+            ),
             "page_size": vllm_config.cache_config.block_size,
             "vocab_size": len(known),
         }

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 from vllm_dllm.decoding.registry import ALIASES, get_rule
 from vllm_dllm.params import PREFIX
 from vllm_dllm.quoting import quoted, shortened
+from vllm_dllm.serving.diffulex import (
+    implied_buffer,
+    refuse_remasking,
+    rule_of_sampling_mode,
+)
 
 if TYPE_CHECKING:
     from vllm_dllm.config import DllmConfig
@@ -29,6 +34,10 @@ NAMES: dict[str, str] = {
     "max_post_steps": "dllm_max_post_steps",
     "max_post_edit_steps": "dllm_max_post_steps",
     "max_nfe": "dllm_max_nfe",
+    "buffer_size": "dllm_buffer_size",
+    "add_block_threshold": "dllm_add_block_threshold",
+    "semi_complete_threshold": "dllm_semi_complete_threshold",
+    "token_stability_threshold": "dllm_token_stability_threshold",
     "block_length": "dllm_block_length",
     "eps": "dllm_eps",
     "alg_temp": "dllm_alg_temp",
@@ -79,6 +88,7 @@ def lift(
     """
     body = {key: value for key, value in body.items() if value is not None}
     check_switches(body)
+    refuse_remasking(body)
     if not config.facts.full_attention:
         body = {k: v for k, v in body.items() if k not in OFF or OFF[k] != v}
     fields: dict[str, Any] = {}
@@ -92,9 +102,13 @@ def lift(
                 f"({shortened(name)}) and differ"
             )
     fields |= implied_cache(body, fields, config)
+    fields |= implied_buffer(body, fields, config)
     rule = implied_rule(body, fields, config)
     if rule is not None:
         fields["dllm_algorithm"] = rule
+    if "sampling_mode" in body:
+        named = plain(fields.get("dllm_algorithm"))
+        fields |= rule_of_sampling_mode(body["sampling_mode"], named, config)
     if config.facts.full_attention and spellings.get("dllm_steps") in NAMES:
         # The authors' functions take both, and look at the steps only without a
         # threshold or a factor.

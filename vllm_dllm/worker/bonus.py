@@ -51,12 +51,12 @@ def _bonus_of(
 ) -> tuple[torch.Tensor, Bonus]:
     """The rows that a rule changes, [m] int64, and what it adds to them."""
     rule = cast(ReshapingRule, get_rule(name))
-    spans, (request, column) = batch.spans, batch.cell
+    block, column = batch.cell
     mine = torch.zeros_like(batch.active)
-    mine[tables.where(name, spans.slot_np)] = True
-    rows = (mine[request] & batch.masked[request, column]).nonzero().squeeze(1)
-    request, column = request[rows], column[rows]
-    slot, step = spans.slot[request], batch.step[request]
+    mine[tables.where(name, batch.slot_np)] = True
+    rows = (mine[block] & batch.masked[block, column]).nonzero().squeeze(1)
+    block, column = block[rows], column[rows]
+    slot, step = batch.slot[block], batch.step[block]
     found = candidates(logits[rows], mask_token_id)
     # What is there before the first step is of the slot's last block.
     begun = (step > 0).unsqueeze(1)

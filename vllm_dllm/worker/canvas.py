@@ -6,27 +6,14 @@ denoising; those left of its known tokens are not read. What lies past the block
 masks, so nothing is kept of it.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from vllm_dllm.worker.buffers import Buffers
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.batch import SpanBatch
-
-
-@dataclass
-class SavedBlock:
-    """The block of a request that has no slot."""
-
-    tokens: torch.Tensor
-    """[width] int64."""
-    decided_at: torch.Tensor
-    """[width] int64."""
-    step: int
-    post_steps: int
 
 
 class Canvas:
@@ -41,92 +28,128 @@ class Canvas:
         """Whether logits are computed of all positions of a block: how many are masks
         is known on the device alone, and to wait for the number of a GPU costs more
         than the rows it saves."""
-        table = (num_slots, width, torch.int64, device)
-        self.tokens = BlockTable(*table, fill=mask_token_id)
-        self.decided_at = BlockTable(*table)
-        self.step = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self.post_steps = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        of_positions = (num_slots, (1, width), torch.int64, device)
+        self.tokens = BlockTable(*of_positions, fill=mask_token_id)
+        """[num_slots, blocks in flight, width]."""
+        self.decided_at = BlockTable(*of_positions)
+        of_blocks = (num_slots, (1,), torch.int64, device)
+        self.step = BlockTable(*of_blocks)
+        """[num_slots, blocks in flight]."""
+        self.post_steps = BlockTable(*of_blocks)
+        self.tables = (self.tokens, self.decided_at, self.step, self.post_steps)
         self.max_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Known tokens (prompt and answer) at which the request ends."""
 
-    def add_request(self, slot: int, block: int, max_len: int) -> None:
-        """Start the first block of a request with blocks of `block` positions."""
+    def add_request(self, slot: int, block: int, max_len: int, size: int = 1) -> None:
+        """Start the first block of a request that has `size` blocks of `block`
+        positions in flight."""
         for table in (self.tokens, self.decided_at):
-            table.widen(block)
+            table.grow(size, block)
+        for table in (self.step, self.post_steps):
+            table.grow(size)
+        for table in self.tables:
             table.clear(slot)
-        self.step[slot] = self.post_steps[slot] = 0
         self.max_len[slot] = max_len
 
-    def save(self, slot: int) -> SavedBlock:
-        return SavedBlock(
-            self.tokens.save(slot),
-            self.decided_at.save(slot),
-            int(self.step[slot]),
-            int(self.post_steps[slot]),
-        )
+    def save(self, slot: int) -> list[torch.Tensor]:
+        return [table.save(slot) for table in self.tables]
 
-    def restore(self, slot: int, saved: SavedBlock) -> None:
-        self.tokens.restore(slot, saved.tokens)
-        self.decided_at.restore(slot, saved.decided_at)
-        self.step[slot], self.post_steps[slot] = saved.step, saved.post_steps
+    def restore(self, slot: int, saved: list[torch.Tensor]) -> None:
+        for table, values in zip(self.tables, saved, strict=True):
+            table.restore(slot, values)
 
-    def gather(self, spans: SpanBatch, revises: torch.Tensor) -> CanvasBatch:
-        """The blocks of a step.
+    def gather(
+        self,
+        spans: SpanBatch,
+        revises: torch.Tensor,
+        buffers: Buffers,
+        end: torch.Tensor,
+    ) -> CanvasBatch:
+        """The blocks of a step; opens those that it opens.
 
         Args:
-            revises: [n] bool: whether the request's rule may change decoded tokens.
+            revises: [num_slots] bool: whether the request's rule may change decoded
+                tokens.
+            end: [num_slots] int64: end of the request's last block.
         """
-        slot, width = spans.slot, spans.width
-        tokens = self.tokens.values[slot, :width]
+        rows, width = spans.rows, spans.width
+        place: torch.Tensor | int = 0
+        slot, slot_np, known = spans.slot, spans.slot_np, spans.known
+        start, length = spans.block_start, spans.block_length
+        active, rows_np = spans.decides, spans.rows_np * spans.decides_np
+        if rows is not None:
+            slot, slot_np, known = (
+                slot[rows.owner],
+                slot_np[rows.owner_np],
+                known[rows.owner],
+            )
+            start, place, length = rows.start, rows.place, length[rows.owner]
+            active = active[rows.owner] & rows.is_there
+            rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
+        tokens = self.tokens.values[slot, place, :width]
         column = torch.arange(width, device=slot.device)
-        start = spans.block_start.unsqueeze(1)
         in_canvas = (
-            spans.decides.unsqueeze(1)
-            & (column >= spans.known.unsqueeze(1) - start)
-            & (column < spans.block_length.unsqueeze(1))
+            active.unsqueeze(1)
+            & (column >= (known - start).unsqueeze(1))
+            & (column < length.unsqueeze(1))
         )
         is_mask = tokens == self.mask_token_id
         masked, editable = in_canvas & is_mask, in_canvas & ~is_mask
-        predicted = None
+        writable, opened = None, None
         if spans.first_row is not None:
-            predicted = column >= spans.first_row.unsqueeze(1) - start
-        rows_np = None
+            writable = column >= (spans.first_row - start).unsqueeze(1)
+        if rows is not None:
+            masks = masked.sum(dim=1)
+            opened = buffers.open(
+                spans.slot, spans.decides, rows, masks, end[spans.slot], width
+            )
+            writable = opened.is_open.unsqueeze(1)
         if self.whole_blocks:
-            rows_np = spans.rows_np * spans.decides_np
             cell = _cells_of_blocks(rows_np, slot.device)
         else:
-            wanted = masked | (editable & revises.unsqueeze(1))
-            if predicted is not None:
-                wanted &= predicted
+            wanted = masked | (editable & revises[slot].unsqueeze(1))
+            if writable is not None:
+                wanted &= writable
             request, position = wanted.nonzero(as_tuple=True)
             cell = request, position
-        began_without_mask = spans.decides & ~masked.any(dim=1)
+        began_without_mask = active & ~masked.any(dim=1)
         return CanvasBatch(
             spans=spans,
-            step=self.step[slot],
-            post_steps=self.post_steps[slot] + began_without_mask,
+            slot=slot,
+            slot_np=slot_np,
+            place=place,
+            known=known,
+            start=start,
+            length=length,
+            active=active,
+            step=self.step.values[slot, place],
+            post_steps=self.post_steps.values[slot, place] + began_without_mask,
             tokens=tokens,
             masked=masked,
             editable=editable,
-            predicted=predicted,
-            decided_at=self.decided_at.values[slot, :width],
+            writable=writable,
+            decided_at=self.decided_at.values[slot, place, :width],
             cell=cell,
-            rows_np=rows_np,
+            rows_np=rows_np if self.whole_blocks else None,
+            buffered=opened,
         )
 
     def scatter(self, batch: CanvasBatch, finished: torch.Tensor) -> None:
         """Store the blocks after a step; those in `finished` make room for the next.
 
         Args:
-            finished: [n] bool: every token of the block was handed out.
+            finished: [m] bool: every token of the block was handed out.
         """
-        slot, width = batch.spans.slot, batch.tokens.shape[1]
-        self.tokens.values[slot, :width] = batch.tokens.masked_fill(
+        slot, place, width = batch.slot, batch.place, batch.tokens.shape[1]
+        self.tokens.values[slot, place, :width] = batch.tokens.masked_fill(
             finished.unsqueeze(1), self.mask_token_id
         )
-        self.decided_at.values[slot, :width] = batch.decided_at
-        self.step[slot] = (batch.step + batch.active).masked_fill(finished, 0)
-        self.post_steps[slot] = batch.post_steps.masked_fill(finished, 0)
+        self.decided_at.values[slot, place, :width] = batch.decided_at
+        taken = batch.active
+        if batch.buffered is not None:
+            taken = taken & batch.buffered.is_open
+        self.step.values[slot, place] = (batch.step + taken).masked_fill(finished, 0)
+        self.post_steps.values[slot, place] = batch.post_steps.masked_fill(finished, 0)
 
 
 def _cells_of_blocks(

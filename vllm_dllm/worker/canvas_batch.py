@@ -7,62 +7,62 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.block_rows import OpenBlocks
 
 
 @dataclass
 class CanvasBatch:
-    """The blocks of the `n` requests of a step.
+    """The `m` blocks of the `n` requests of a step.
 
-    `width` is the length of the longest of them; shorter ones leave columns unused.
+    A request has one, or with a buffer several, one after the other. `width` is the
+    length of the longest of them; shorter ones leave columns unused.
     """
 
     spans: SpanBatch
+    slot: torch.Tensor
+    """[m] int64."""
+    slot_np: np.ndarray
+    """[m] int64: the same on the CPU."""
+    place: torch.Tensor | int
+    """[m] int64: which of its slot's blocks it is; 0 where each request has one."""
+    known: torch.Tensor
+    """[m] int64: number of known tokens of the request."""
+    start: torch.Tensor
+    """[m] int64: first position of the block."""
+    length: torch.Tensor
+    """[m] int64: number of positions of the block."""
+    active: torch.Tensor
+    """[m] bool: whether the step decides any of them."""
     step: torch.Tensor
-    """[n] int64: steps that the block has already taken."""
+    """[m] int64: steps that the block has already taken."""
     post_steps: torch.Tensor
-    """[n] int64: of these, and of this one, how many began without a mask."""
+    """[m] int64: of these, and of this one, how many began without a mask."""
     tokens: torch.Tensor
-    """[n, width] int64; undefined left of the known tokens and past the block."""
+    """[m, width] int64; undefined left of the known tokens and past the block."""
     masked: torch.Tensor
-    """[n, width] bool: positions of the canvas that are still masks."""
+    """[m, width] bool: positions of the canvas that are still masks."""
     editable: torch.Tensor
-    """[n, width] bool: the other positions of the canvas."""
-    predicted: torch.Tensor | None
-    """[n, width] bool: positions that a row of logits is of; None: all of the canvas.
-    The others cannot be written in this step."""
+    """[m, width] bool: the other positions of the canvas."""
+    writable: torch.Tensor | None
+    """[m, width] bool: positions that may be written in this step: a row of logits is
+    of them, and their block is open. None: all of the canvas."""
     decided_at: torch.Tensor
-    """[n, width] int64: the step of the block that wrote each token."""
+    """[m, width] int64: the step of the block that wrote each token."""
     cell: tuple[torch.Tensor, torch.Tensor]
-    """Index into [n, width] of the positions that logits are computed for, in their
-    order: [rows], [rows] int64. Holds all of `masked` that are predicted."""
+    """Index into [m, width] of the positions that logits are computed for, in their
+    order: [rows], [rows] int64. Holds all of `masked` that may be written."""
     rows_np: np.ndarray | None
-    """[n] int64, on the CPU: how many of `cell` are of each request; None where that is
+    """[m] int64, on the CPU: how many of `cell` are of each block; None where that is
     known on the device alone."""
-
-    @property
-    def known(self) -> torch.Tensor:
-        """[n] int64: number of known tokens."""
-        return self.spans.known
-
-    @property
-    def start(self) -> torch.Tensor:
-        """[n] int64: first position of the block."""
-        return self.spans.block_start
-
-    @property
-    def length(self) -> torch.Tensor:
-        """[n] int64: number of positions of the block."""
-        return self.spans.block_length
-
-    @property
-    def active(self) -> torch.Tensor:
-        """[n] bool: whether the step decides any of them."""
-        return self.spans.decides
+    buffered: OpenBlocks | None = None
+    """What rules for buffers want to know; None where no request has one."""
 
     @property
     def first(self) -> torch.Tensor:
-        """[n] int64: the first column of the canvas."""
-        return self.known - self.start
+        """[m] int64: the first column of the canvas."""
+        if self.spans.rows is None:
+            return self.known - self.start
+        return (self.known - self.start).clamp(min=0).minimum(self.length)
 
     @property
     def column(self) -> torch.Tensor:
@@ -71,50 +71,88 @@ class CanvasBatch:
 
     @property
     def position(self) -> torch.Tensor:
-        """[n, width] int64: absolute positions."""
+        """[m, width] int64: absolute positions."""
         return self.start.unsqueeze(1) + self.column
 
+    @property
+    def kept_at(self) -> torch.Tensor:
+        """[m, width] int64: of what is kept of its request's blocks in flight in one
+        row, the column of each position."""
+        begin = torch.as_tensor(self.place) * self.tokens.shape[1]
+        return begin.expand(len(self.tokens)).unsqueeze(1) + self.column
+
+    @property
+    def request(self) -> torch.Tensor:
+        """[rows] int64: index in the batch of the request of each row of logits."""
+        block, rows = self.cell[0], self.spans.rows
+        return block if rows is None else rows.owner[block]
+
+    def of_requests(self, values_np: np.ndarray) -> np.ndarray:
+        """[n] of the requests -> [m] of their blocks, on the CPU."""
+        rows = self.spans.rows
+        return values_np if rows is None else values_np[rows.owner_np]
+
     def rows_of(self, chosen: np.ndarray) -> torch.Tensor:
-        """[m] int64: the rows of logits that belong to some of the requests.
+        """[k] int64: the rows of logits that belong to some of the requests.
 
         Args:
             chosen: [n] bool, on the CPU.
         """
+        chosen = self.of_requests(chosen)
         if self.rows_np is None:
             return torch.from_numpy(chosen)[self.cell[0]].nonzero().squeeze(1)
         rows = np.flatnonzero(np.repeat(chosen, self.rows_np))
         return async_tensor_h2d(rows, self.tokens.device)
 
     def guided_rows(self) -> torch.Tensor:
-        """[m] int64: the rows of logits of guided requests; some request is one."""
+        """[k] int64: the rows of logits of guided requests; some request is one."""
         assert self.spans.branches is not None
         return self.rows_of(self.spans.branches.guided_np)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
-        """[rows] of `cell` -> [n, width], zeros elsewhere."""
+        """[rows] of `cell` -> [m, width], zeros elsewhere."""
         grid = torch.zeros_like(self.tokens, dtype=rows.dtype)
         grid[self.cell] = rows
         return grid
 
     def write(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Put `tokens` where `where` says; both [n, width]."""
+        """Put `tokens` where `where` says; both [m, width]."""
         self.tokens = torch.where(where, tokens, self.tokens)
         self.masked &= ~where
         self.decided_at = torch.where(where, self.step.unsqueeze(1), self.decided_at)
 
     def first_mask(self) -> torch.Tensor:
-        """[n] int64: the first column that is still a mask; the block's length if none
+        """[m] int64: the first column that is still a mask; the block's length if none
         is."""
         length = self.length.unsqueeze(1)
         return torch.where(self.masked, self.column, length).amin(dim=1)
 
+    def blocks_of(self, index: int) -> range:
+        """Rows of request `index` in [m, width]."""
+        rows = self.spans.rows
+        if rows is None:
+            return range(index, index + 1)
+        begin = int(rows.begin_np[index])
+        return range(begin, begin + int(rows.sizes_np[index]))
+
+    def canvas_of(self, index: int, values: torch.Tensor) -> torch.Tensor:
+        """Those of [m, width] that lie in the canvas of request `index`, from its first
+        position that is not known to the end of its blocks."""
+        first, length = self.first.tolist(), self.length.tolist()
+        return torch.cat(
+            [
+                values[block, first[block] : length[block]]
+                for block in self.blocks_of(index)
+            ]
+        )
+
     def sequence(self, index: int, all_token_ids: torch.Tensor) -> torch.Tensor:
-        """The tokens of request `index` up to the end of its block; -1 for a mask.
+        """The tokens of request `index` up to the end of its blocks; -1 for a mask.
 
         Args:
             all_token_ids: [num_slots, max_len], known tokens of all slots.
         """
-        known, first = int(self.known[index]), int(self.first[index])
-        head = all_token_ids[self.spans.slot[index], :known].long()
-        block = self.tokens[index].masked_fill(self.masked[index], -1)
-        return torch.cat([head, block[first : int(self.length[index])]])
+        block = self.blocks_of(index).start
+        head = all_token_ids[self.slot[block], : int(self.known[block])].long()
+        tokens = self.tokens.masked_fill(self.masked, -1)
+        return torch.cat([head, self.canvas_of(index, tokens)])

@@ -70,8 +70,9 @@ def _rows_of_first_masks(batch: CanvasBatch, index: torch.Tensor) -> torch.Tenso
     Args:
         index: [m] int64, requests of the batch.
     """
-    width = batch.tokens.shape[1]
-    request, column = batch.cell  # in the order of positions
+    width, rows = batch.tokens.shape[1], batch.spans.rows
+    block, column = batch.cell  # in the order of positions
+    first = index if rows is None else rows.begin[index]
     return torch.searchsorted(
-        request * width + column, index * width + batch.first[index]
+        block * width + column, first * width + batch.first[first]
     )

@@ -15,14 +15,15 @@ from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 @dataclass
 class BlockLogprobs:
-    """Of one block; column 0 is the token itself, the others are the most likely."""
+    """Of the blocks in flight of a request (`CanvasBatch.kept_at`); column 0 is the
+    token itself, the others are the most likely."""
 
     token_ids: torch.Tensor
-    """[block, 1 + num_logprobs] int32."""
+    """[positions, 1 + num_logprobs] int32."""
     logprobs: torch.Tensor
-    """[block, 1 + num_logprobs] float32."""
+    """[positions, 1 + num_logprobs] float32."""
     ranks: torch.Tensor
-    """[block] int32; 1 is the most likely token."""
+    """[positions] int32; 1 is the most likely token."""
 
 
 class Logprobs:
@@ -34,16 +35,16 @@ class Logprobs:
         self.device = device
         self.kept: dict[int, BlockLogprobs] = {}
 
-    def add_request(self, slot: int, params: SamplingParams, block: int) -> None:
-        """`block`: length of the request's blocks."""
+    def add_request(self, slot: int, params: SamplingParams, positions: int) -> None:
+        """`positions`: of the request's blocks in flight."""
         self.drop(slot)
         if params.logprobs is not None:
             wanted = self.vocab if params.logprobs == -1 else params.logprobs
-            shape = (block, 1 + wanted)
+            shape = (positions, 1 + wanted)
             self.kept[slot] = BlockLogprobs(
                 torch.zeros(shape, dtype=torch.int32, device=self.device),
                 torch.zeros(shape, device=self.device),
-                torch.zeros(block, dtype=torch.int32, device=self.device),
+                torch.zeros(positions, dtype=torch.int32, device=self.device),
             )
 
     def drop(self, slot: int) -> None:
@@ -68,20 +69,20 @@ class Logprobs:
 
         Args:
             logits: [rows, vocab], those of `batch.cell`.
-            write: [n, width] bool; candidate: [n, width] int64.
+            write: [m, width] bool; candidate: [m, width] int64.
         """
-        request, column = batch.cell
-        for index, slot in enumerate(batch.spans.slot_np.tolist()):
+        (block, column), kept_at = batch.cell, batch.kept_at
+        for index, slot in enumerate(batch.slot_np.tolist()):
             kept = self.kept.get(slot)
             if kept is None:
                 continue
-            rows = ((request == index) & write[request, column]).nonzero().squeeze(1)
+            rows = ((block == index) & write[block, column]).nonzero().squeeze(1)
             for row in rows.tolist():  # one row at a time is one float32 row at a time
-                place = column[row]
+                place = kept_at[index, column[row]]
                 values = logits[row].float()
                 values[self.mask_token_id] = float("-inf")
                 logprobs = values.log_softmax(dim=0)
-                token = candidate[index, place]
+                token = candidate[index, column[row]]
                 top = logprobs.topk(kept.logprobs.shape[1] - 1)
                 kept.token_ids[place] = torch.cat([token.view(1), top.indices]).int()
                 kept.logprobs[place] = torch.cat([logprobs[token].view(1), top.values])
@@ -100,14 +101,12 @@ class Logprobs:
             return None
         width = max(kept.logprobs.shape[1] for kept in wanted)
         ids, values, ranks, starts = [], [], [], [0]
-        for slot, begin, number in zip(
-            slots, batch.first.tolist(), count.tolist(), strict=True
-        ):
+        for index, (slot, number) in enumerate(zip(slots, count.tolist(), strict=True)):
             kept = self.kept.get(slot)
             if kept is None:
                 starts.append(starts[-1])
                 continue
-            columns = slice(begin, begin + number)
+            columns = batch.canvas_of(index, batch.kept_at)[:number]
             missing = (0, width - kept.logprobs.shape[1])
             pad = torch.nn.functional.pad
             ids.append(pad(kept.token_ids[columns], missing))

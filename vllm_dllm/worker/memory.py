@@ -46,36 +46,32 @@ class SuspendedBlocks:
 
 
 class BlockTable:
-    """A row for each slot, a column for each position of its block.
+    """What is kept of the blocks of each slot: one tensor with a row for each slot.
 
-    Grows with the longest block, and never shrinks.
+    Grows with the largest block, or the most blocks, and never shrinks.
     """
 
     def __init__(
         self,
         num_slots: int,
-        width: int,
+        shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
         fill: float = 0,
-        by_step: bool = False,
     ) -> None:
-        """`by_step`: one value for each position and step of a block, of which it has
-        no more than positions."""
-        shape = (num_slots, width, width) if by_step else (num_slots, width)
-        self.fill, self.dims = fill, len(shape) - 1
-        self.values = torch.full(shape, fill, dtype=dtype, device=device)
-        """[num_slots, width] or [num_slots, width, width]."""
+        """`shape`: of what is kept of a slot."""
+        self.fill = fill
+        self.values = torch.full((num_slots, *shape), fill, dtype=dtype, device=device)
+        """[num_slots, *shape]."""
 
-    @property
-    def width(self) -> int:
-        return self.values.shape[1]
-
-    def widen(self, width: int) -> None:
-        """Make room for blocks of `width` positions."""
-        missing = width - self.width
-        if missing > 0:
-            pad = (0, missing) * self.dims
+    def grow(self, *shape: int) -> None:
+        """Make room for what has this shape."""
+        missing = [
+            max(0, wanted - had)
+            for wanted, had in zip(shape, self.values.shape[1:], strict=True)
+        ]
+        if any(missing):
+            pad = [part for amount in reversed(missing) for part in (0, amount)]
             self.values = torch.nn.functional.pad(self.values, pad, value=self.fill)
 
     def clear(self, slot: int) -> None:

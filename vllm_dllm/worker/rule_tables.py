@@ -47,9 +47,10 @@ class RuleTables:
             self._set_time(slot, time_grid(int(steps), eps))
         for name, dtype in rule.memory.items():
             if name not in self.memory:
-                shape = (len(self.algorithm), block)
-                self.memory[name] = BlockTable(*shape, dtype, self.device, by_step=True)
-            self.memory[name].widen(block)
+                shape = (block, block)  # position and step
+                slots = len(self.algorithm)
+                self.memory[name] = BlockTable(slots, shape, dtype, self.device)
+            self.memory[name].grow(block, block)
             self.memory[name].clear(slot)
 
     def _set_time(self, slot: int, share: torch.Tensor) -> None:
@@ -71,12 +72,12 @@ class RuleTables:
     def of(self, slot_np: np.ndarray) -> list[str]:
         """The rules of a batch, each once.
 
-        slot_np: [n] int64, on the CPU.
+        slot_np: [m] int64, on the CPU.
         """
         return list(dict.fromkeys(self.algorithm[slot_np]))
 
     def where(self, name: str, slot_np: np.ndarray) -> torch.Tensor:
-        """[m] int64: index in the batch of the requests of a rule."""
+        """[k] int64: which of [m] slots have a rule."""
         index = np.flatnonzero(self.algorithm[slot_np] == name)
         return async_tensor_h2d(index, self.device)
 

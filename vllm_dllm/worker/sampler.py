@@ -17,6 +17,7 @@ from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.report import StepReport
 from vllm_dllm.worker.bonus import with_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.emission import emit
 from vllm_dllm.worker.grammar import exclude_ungrammatical
 from vllm_dllm.worker.rule_tables import needs_of
 from vllm_dllm.worker.slots import Slots
@@ -35,12 +36,14 @@ class StepDecision:
     """What a step writes; data that `apply` needs nothing but the canvas for."""
 
     write: torch.Tensor
-    """[n, width] bool: positions that take their candidate."""
+    """[m, width] bool: positions that take their candidate."""
     candidate: torch.Tensor
-    """[n, width] int64."""
+    """[m, width] int64."""
     done: torch.Tensor
-    """[n] bool: decoded positions are stable; False where a rule may still revise
+    """[m] bool: decoded positions are stable; False where a rule may still revise
     them."""
+    stability: torch.Tensor
+    """[m] float32: as in `Decision`; nan where the rule does not say."""
 
 
 class DenoisingSampler:
@@ -55,6 +58,7 @@ class DenoisingSampler:
         self.sampling_states = sampler.sampling_states
         self.req_states = sampler.req_states
         self.layout = slots.layout
+        self.buffers = slots.buffers
         self.canvas = slots.canvas
         self.rules = slots.rules
         self.sampling = slots.sampling
@@ -82,8 +86,11 @@ class DenoisingSampler:
             of the batch's cells, then one of the second branch for each of
             `guided_rows`.
         """
-        batch = self.canvas.gather(spans, self.rules.revises[spans.slot])
-        rows = self.layout.logit_rows(spans, *batch.cell)
+        batch = self.canvas.gather(
+            spans, self.rules.revises, self.buffers, self.layout.end
+        )
+        position = batch.position[batch.cell]
+        rows = self.layout.logit_rows(spans, batch.request, position)
         if spans.branches is not None:
             guided = batch.guided_rows()
             follows = spans.branches.follows[batch.cell[0][guided]]
@@ -147,15 +154,15 @@ class DenoisingSampler:
             measures = bool(needs & {"entropy", "margin"})
             found = self.sampling.propose(logits, batch, mask, measures, all_token_ids)
         canvas_step = self._canvas_step(found, batch, needs)
-        candidate = canvas_step.candidate
-        write, done = self._ask_rules(names, canvas_step, batch)
+        decision = self._ask_rules(names, canvas_step, batch)
+        write = decision.write
         if spans.leads is not None:
             lead = batch.masked & (batch.column == 0)
-            write = torch.where(spans.leads.unsqueeze(1), lead, write)
+            write = decision.write = torch.where(spans.leads.unsqueeze(1), lead, write)
         self.sampling.drop_bad_words(
-            write, candidate, canvas_step.confidence, batch, all_token_ids
+            write, decision.candidate, canvas_step.confidence, batch, all_token_ids
         )
-        return StepDecision(write, candidate, done)
+        return decision
 
     def apply(
         self, decision: StepDecision, batch: CanvasBatch
@@ -168,14 +175,11 @@ class DenoisingSampler:
             count: [num_reqs] int32.
         """
         batch.write(decision.write, decision.candidate)
-        width, first = batch.tokens.shape[1], batch.first
-        first_mask = batch.first_mask()
-        may_emit = batch.active & decision.done
-        room = self.canvas.max_len[batch.spans.slot] - batch.known
-        count = torch.minimum(first_mask - first, room) * may_emit
-        tokens = batch.tokens.gather(1, (first.unsqueeze(1) + batch.column) % width)
-        self.canvas.scatter(batch, finished=may_emit & (first_mask == batch.length))
-        return tokens, count.int()
+        emission = emit(batch, decision.done, self.canvas.max_len)
+        self.canvas.scatter(batch, emission.finished)
+        if batch.buffered is not None:
+            self.buffers.settle(batch, decision.stability)
+        return emission.tokens, emission.count.int()
 
     def commit_only(self, spans: SpanBatch) -> SamplerOutput:
         """The output of a step in which no request decides anything."""
@@ -200,12 +204,15 @@ class DenoisingSampler:
     ) -> CanvasStep:
         """Rows of candidates to [n, width]."""
         masked, editable = batch.masked, batch.editable
-        if batch.predicted is not None:
-            masked, editable = masked & batch.predicted, editable & batch.predicted
+        if batch.writable is not None:
+            masked, editable = masked & batch.writable, editable & batch.writable
+        before, age, opened = None, None, batch.buffered
+        if opened is not None:
+            before, age = opened.before, batch.step + opened.holds_prompt
         entropy, margin = found.entropy, found.margin
         step_time = None
         if "time" in needs:
-            step_time = self.rules.time_share(batch.spans.slot, batch.step)
+            step_time = self.rules.time_share(batch.slot, batch.step)
         return CanvasStep(
             tokens=batch.tokens,
             masked=masked,
@@ -219,31 +226,35 @@ class DenoisingSampler:
             margin=None if margin is None else batch.spread(margin),
             noise=self.sampling.order_noise(batch) if "noise" in needs else None,
             time=step_time,
+            before=before,
+            age=age,
             params={},
         )
 
     def _ask_rules(
         self, names: list[str], canvas_step: CanvasStep, batch: CanvasBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ask each rule in the batch about its requests.
-
-        Returns:
-            `write` and `done` as in `StepDecision`.
-        """
-        write = torch.zeros_like(batch.masked)
-        done = torch.ones_like(batch.active)
+    ) -> StepDecision:
+        """Ask each rule in the batch about its blocks."""
+        decided = StepDecision(
+            write=torch.zeros_like(batch.masked),
+            candidate=canvas_step.candidate,
+            done=torch.ones_like(batch.active),
+            stability=torch.full_like(canvas_step.confidence[:, 0], torch.nan),
+        )
         for name in names:
             rows: torch.Tensor | slice = slice(None)
-            mine, slot = canvas_step, batch.spans.slot
+            mine, slot = canvas_step, batch.slot
             if len(names) > 1:
-                index = self.rules.where(name, batch.spans.slot_np)
+                index = self.rules.where(name, batch.slot_np)
                 rows, mine, slot = index, canvas_step.take(index), slot[index]
             mine.params = self.rules.parameters_of(name, slot)
             decision = get_rule(name).decide(mine)
-            write[rows] = decision.write
+            decided.write[rows] = decision.write
             if decision.done is not None:
-                done[rows] = decision.done
-        return write, done
+                decided.done[rows] = decision.done
+            if decision.stability is not None:
+                decided.stability[rows] = decision.stability
+        return decided
 
     def _rows_back(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         """[num_reqs] int32: what vLLM takes off the computed tokens after the step, so
@@ -252,4 +263,6 @@ class DenoisingSampler:
         count: [num_reqs] int32: tokens that became known.
         """
         next_start = self.layout.next_start(spans, spans.known + count)
+        if spans.rows is not None:
+            self.buffers.advance(spans.slot, next_start)
         return (spans.start + spans.length - next_start).int()

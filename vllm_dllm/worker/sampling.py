@@ -100,7 +100,7 @@ class Sampling:
     def order_noise(self, batch: CanvasBatch) -> torch.Tensor:
         """[n, width] float32 in [0, 1)."""
         noise = uniform(
-            self.seed[batch.spans.slot].unsqueeze(1),
+            self.seed[batch.slot].unsqueeze(1),
             batch.position,
             batch.step.unsqueeze(1),
             ORDER_STREAM,
@@ -173,8 +173,9 @@ class Sampling:
         rows: torch.Tensor,
         step: StepSampling,
     ) -> None:
-        request, column = batch.cell[0][rows], batch.cell[1][rows]
-        slot, position = batch.spans.slot[request], batch.position[request, column]
+        block, column = batch.cell[0][rows], batch.cell[1][rows]
+        slot, position = batch.slot[block], batch.position[block, column]
+        request = batch.request[rows]
         tile = logits[rows].float()
         for index, rules, sequence in step.rules:
             mine = (request == index).nonzero().squeeze(1)
@@ -185,7 +186,7 @@ class Sampling:
         if step.no_eos is not None:
             self._ban_eos(tile, step.no_eos[request])
         clean = tile.softmax(dim=1) if self.facts.clean_confidence else None
-        noise = uniform(self.seed[slot], position, batch.step[request], TOKEN_STREAM)
+        noise = uniform(self.seed[slot], position, batch.step[block], TOKEN_STREAM)
         temperature = self.temperature[slot]
         filters = SamplingFilters(
             temperature=temperature,
@@ -261,15 +262,18 @@ class Sampling:
             if not rules.bad_words:
                 continue
             before = batch.sequence(index, all_token_ids)
-            length = int(batch.length[index])
-            start, block = len(before) - length, slice(length)
-            after, sure = before.clone(), torch.zeros(len(before), device=write.device)
-            after[start:] = torch.where(
-                write[index, block], candidate[index, block], before[start:]
+            canvas, cell = (
+                batch.canvas_of,
+                torch.arange(write.numel()).view(write.shape),
             )
-            sure[start:] = confidence[index, block]
+            written, places = canvas(index, write), canvas(index, cell)
+            start = len(before) - len(written)
+            after, sure = before.clone(), torch.zeros(len(before), device=write.device)
+            tokens = canvas(index, candidate)
+            after[start:] = torch.where(written, tokens, before[start:])
+            sure[start:] = canvas(index, confidence)
             for place in rules.conflicts(before, after, sure, start):
-                write[index, place - start] = False
+                write.view(-1)[places[place - start]] = False
 
 
 def _seed_of(req_id: str) -> int:

@@ -8,6 +8,7 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import decoding_of, plan_of
+from vllm_dllm.worker.buffers import Buffers
 from vllm_dllm.worker.canvas import Canvas
 from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.memory import SuspendedBlocks
@@ -23,13 +24,17 @@ class Slots:
     ) -> None:
         self.config = config
         mask_token_id = config.mask_token_id
-        self.layout = layout_class(config.facts)(config, num_slots, device)
+        self.buffers = Buffers(num_slots, device)
+        layout = layout_class(config.facts)
+        self.layout = layout(config, num_slots, device, self.buffers)
         self.canvas = Canvas(num_slots, config.block_size or 1, mask_token_id, device)
         self.rules = RuleTables(num_slots, device)
         self.sampling = Sampling(num_slots, vocab, device, config.facts)
         self.logprobs = Logprobs(vocab, mask_token_id, device)
         self.telling = Telling()
-        self.suspended = SuspendedBlocks([self.canvas, self.rules, self.logprobs])
+        self.suspended = SuspendedBlocks(
+            [self.buffers, self.canvas, self.rules, self.logprobs]
+        )
 
     def add_request(
         self,
@@ -43,12 +48,13 @@ class Slots:
         max_tokens = min(params.max_tokens, max_model_len - prompt_len)
         decoding = decoding_of(params, self.config, max_tokens)
         plan = plan_of(decoding, self.config, prompt_len, max_tokens)
-        block = plan.grid.block
+        self.buffers.add_request(slot, decoding, plan)
+        block, size = plan.grid.block, int(self.buffers.size_np[slot])
         self.layout.add_request(slot, decoding, plan)
-        self.canvas.add_request(slot, block, prompt_len + max_tokens)
+        self.canvas.add_request(slot, block, prompt_len + max_tokens, size)
         self.rules.add_request(slot, decoding, block)
         self.sampling.add_request(req_id, slot, params, prompt_len, decoding)
-        self.logprobs.add_request(slot, params, block)
+        self.logprobs.add_request(slot, params, block * size)
         self.telling.add_request(slot, decoding)
         self.suspended.resume(req_id, slot)
 

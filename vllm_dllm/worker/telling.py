@@ -17,7 +17,7 @@ class Outcome:
     batch: CanvasBatch
     """After the step."""
     write: torch.Tensor
-    """[n, width] bool: positions written."""
+    """[m, width] bool: positions written."""
     count: torch.Tensor
     """[n] int32: tokens handed out."""
     revises: bool
@@ -50,19 +50,19 @@ class Telling:
         ):
             if slot not in self.traced and slot not in self.watched:
                 continue
-            first, end = int(batch.first[index]), int(batch.length[index])
-            rest = first + int(step.count[index])
+            count = int(step.count[index])
+            canvas, front = batch.canvas_of, batch.blocks_of(index).start
             if slot in self.traced:
-                decided_at = batch.decided_at[index, first:rest]
+                decided_at = canvas(index, batch.decided_at)[:count]
                 report.trajectories[req_id] = decided_at.tolist()
-            if slot in self.watched and batch.active[index]:
-                start = int(batch.start[index])
-                tokens = batch.tokens[index].masked_fill(batch.masked[index], -1)
-                changed = step.write[index].nonzero().squeeze(1) + start
+            if slot in self.watched and batch.active[front]:
+                known = int(batch.known[front])
+                tokens = batch.tokens.masked_fill(batch.masked, -1)
+                changed = canvas(index, step.write).nonzero().squeeze(1) + known
                 report.drafts[req_id] = Draft(
-                    start=start + rest,
-                    tokens=tokens[rest:end].tolist(),
+                    start=known + count,
+                    tokens=canvas(index, tokens)[count:].tolist(),
                     changed=changed.tolist(),
-                    step=int(batch.step[index]),
+                    step=int(batch.step[front]),
                 )
         return report

@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import Decoding
 from vllm_dllm.span import Plan
+from vllm_dllm.worker.buffers import Buffers
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.rows import AttentionRows
 
@@ -22,8 +23,13 @@ class Layout(ABC):
     """Lays out the spans of a step, for one regime of attention."""
 
     def __init__(
-        self, config: DllmConfig, num_slots: int, device: torch.device
+        self,
+        config: DllmConfig,
+        num_slots: int,
+        device: torch.device,
+        buffers: Buffers,
     ) -> None:
+        self.buffers = buffers
         self.mask_token_id = config.mask_token_id
         self.shift = int(config.facts.shifted_logits)
         """How many rows before its own a position is predicted."""
@@ -98,25 +104,28 @@ class Layout(ABC):
     def token_ids(
         self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
     ) -> torch.Tensor:
-        """[num_tokens] int64: known tokens, the block under denoising, masks.
+        """[num_tokens] int64: known tokens, blocks under denoising, masks.
 
         Args:
-            blocks: [num_slots, width] int64, the block of each slot.
+            blocks: [num_slots, blocks in flight, width] int64, those of each slot.
             all_token_ids: [num_slots, max_len], known tokens of all slots.
         """
-        owner, position = spans.owner, spans.position
-        slot, shown = spans.slot[owner], spans.shown[owner]
-        block_start = spans.block_start[owner]
-        block_end = torch.where(
-            spans.decides, spans.block_start + spans.block_length, 0
-        )[owner]
-        column = (position - block_start).clamp(0, blocks.shape[1] - 1)
-        ids = torch.where(
-            position < block_end, blocks[slot, column], self.mask_token_id
-        )
+        slot, shown = spans.slot[spans.owner], spans.shown[spans.owner]
         last = all_token_ids.shape[1] - 1
-        known_ids = all_token_ids[slot, position.clamp(max=last)]
-        return torch.where(position < shown, known_ids, ids)
+        known_ids = all_token_ids[slot, spans.position.clamp(max=last)]
+        ids = self.block_ids(spans, slot, blocks)
+        return torch.where(spans.position < shown, known_ids, ids)
+
+    @abstractmethod
+    def block_ids(
+        self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
+    ) -> torch.Tensor:
+        """[num_tokens] int64: blocks under denoising, and masks past them; undefined
+        where `spans.shown` tokens are.
+
+        Args:
+            slot: [num_tokens] int64; blocks: as in `token_ids`.
+        """
 
     @abstractmethod
     def attention_rows(
@@ -135,7 +144,7 @@ class Layout(ABC):
         """
 
     def logit_rows(
-        self, spans: SpanBatch, request: torch.Tensor, column: torch.Tensor
+        self, spans: SpanBatch, request: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
         """[rows] int64: the hidden states that predict some positions of the blocks.
 
@@ -143,9 +152,8 @@ class Layout(ABC):
         rows of whole blocks (`rows_np`) may go past a shorter last one.
 
         Args:
-            request, column: [rows] int64: index in the batch, column of the block.
+            request, position: [rows] int64: index in the batch, absolute position.
         """
         first, end = spans.query_start[:-1], spans.query_start[1:]
-        row = first + spans.block_start - spans.start - self.shift
-        row = row[request] + column
+        row = (first - spans.start - self.shift)[request] + position
         return row.clamp(first[request], end[request] - 1)

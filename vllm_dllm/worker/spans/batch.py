@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from vllm_dllm.worker.spans.block_rows import BlockRows
 from vllm_dllm.worker.spans.branches import Branches
 
 
@@ -58,6 +59,8 @@ class SpanBatch:
     leads: torch.Tensor | None = None
     """[n] bool: the step decides the first position of the block and nothing else,
     whatever the rule says; None if no step of the batch does."""
+    rows: BlockRows | None = None
+    """Blocks under denoising; None where each request has the one of `block_start`."""
     branches: Branches | None = None
     """Unconditional branches; None if no request of the batch is guided."""
 

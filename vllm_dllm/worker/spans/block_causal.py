@@ -11,16 +11,23 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.params import MAX_BUFFER_SIZE
+from vllm_dllm.worker.buffers import Buffers
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.block_rows import lay_rows
 from vllm_dllm.worker.spans.rows import AttentionRows, whole_rows
 
 
 class BlockCausalLayout(Layout):
     def __init__(
-        self, config: DllmConfig, num_slots: int, device: torch.device
+        self,
+        config: DllmConfig,
+        num_slots: int,
+        device: torch.device,
+        buffers: Buffers,
     ) -> None:
-        super().__init__(config, num_slots, device)
+        super().__init__(config, num_slots, device, buffers)
         self.block_size = config.block
 
     @staticmethod
@@ -31,7 +38,29 @@ class BlockCausalLayout(Layout):
     def max_logit_rows(
         config: DllmConfig, max_num_reqs: int, max_num_tokens: int
     ) -> int:
-        return min(max_num_tokens, max_num_reqs * config.block)
+        most = max_num_reqs * config.block * MAX_BUFFER_SIZE
+        return min(max_num_tokens, most)
+
+    def lay_out(self, input_batch: InputBatch, known: torch.Tensor) -> SpanBatch:
+        spans = super().lay_out(input_batch, known)
+        sizes_np = self.buffers.size_np[spans.slot_np]
+        if (sizes_np > 1).any():
+            first = torch.where(
+                self.buffers.size[spans.slot] > 1,
+                self.buffers.first[spans.slot],
+                spans.block_start,
+            )
+            left_np = self.buffers.left_np(input_batch, len(spans))
+            end = self.end[spans.slot]
+            spans.rows = lay_rows(sizes_np, left_np, first, end, self.block_size)
+        return spans
+
+    def block_ids(
+        self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
+    ) -> torch.Tensor:
+        number = spans.position // self.block_size
+        column = spans.position % self.block_size
+        return blocks[slot, number % self.buffers.size[slot], column]
 
     def attention_rows(
         self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None

@@ -11,6 +11,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import Decoding
 from vllm_dllm.span import FullAttention, Plan
+from vllm_dllm.worker.buffers import Buffers
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.branches import guided_rows, place_branches
@@ -19,9 +20,13 @@ from vllm_dllm.worker.spans.rows import AttentionRows, whole_rows
 
 class FullAttentionLayout(Layout):
     def __init__(
-        self, config: DllmConfig, num_slots: int, device: torch.device
+        self,
+        config: DllmConfig,
+        num_slots: int,
+        device: torch.device,
+        buffers: Buffers,
     ) -> None:
-        super().__init__(config, num_slots, device)
+        super().__init__(config, num_slots, device, buffers)
         self.page = config.facts.page_size
         self.keeps_keys = torch.zeros(num_slots, dtype=torch.bool, device=device)
         """Whether steps read keys of earlier steps."""
@@ -106,6 +111,16 @@ class FullAttentionLayout(Layout):
             hidden = spans.branches.unconditional & given
             ids = ids.masked_fill(hidden, self.mask_token_id)
         return ids
+
+    def block_ids(
+        self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
+    ) -> torch.Tensor:
+        # A step that decides nothing has masks where the block is.
+        block_end = (spans.block_start + spans.block_length) * spans.decides
+        column = spans.position - spans.block_start[spans.owner]
+        ids = blocks[slot, 0, column.clamp(0, blocks.shape[2] - 1)]
+        inside = spans.position < block_end[spans.owner]
+        return torch.where(inside, ids, self.mask_token_id)
 
     def attention_rows(
         self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None

@@ -1,0 +1,226 @@
+"""Several blocks in flight (multi_bd) on offline engines."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.engines import Engine, Request, tokens_of, uses
+from tests.golden_cases import MASK, Case, golden_cases, new_cases
+from tests.multi_block_cases import BufferCase, multi_block_cases, random_case
+
+pytestmark = pytest.mark.timeout(400)
+ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32")
+PAGE = 32
+
+
+def cases_of(engine: Engine) -> list[BufferCase]:
+    cases = multi_block_cases(engine.spec.checkpoint, engine.spec.block)
+    assert cases
+    return cases
+
+
+def requests_of(cases: list[BufferCase]) -> list[Request]:
+    return [(case, case.sampling) for case in cases]
+
+
+def forwards_of(output: Any) -> int:
+    """Those that decided something, as the client is told."""
+    return output.outputs[0].spec_decode_metrics.num_draft_tokens
+
+
+def wrong(cases: list[BufferCase], outputs: list[Any]) -> list[str]:
+    """One line for every other answer, or number of forwards."""
+    return [
+        f"{case}: got {tokens_of(output)} in {forwards_of(output)} forwards"
+        for case, output in zip(cases, outputs, strict=True)
+        if tokens_of(output) != case.tokens or not case.may_take(forwards_of(output))
+    ]
+
+
+def single_block_requests(engine: Engine) -> list[Request]:
+    spec = engine.spec
+    return [
+        (case.answered(), {})
+        for case in new_cases(spec.checkpoint, spec.block, [9], 20)
+    ]
+
+
+# Golden cases
+
+
+@uses(*ALL)
+def test_a_request_alone_answers_as_diffulex(engine: Engine) -> None:
+    """A block that opens a step early or late is decoded to other tokens."""
+    cases, outputs = cases_of(engine), []
+    for case in cases:
+        engine.forget_prefixes()
+        outputs += engine.ask_each(requests_of([case]))
+    assert wrong(cases, outputs) == []
+
+
+@uses(*ALL)
+def test_several_blocks_and_one_block_share_a_batch(engine: Engine) -> None:
+    """Rows of one request could become another one's blocks."""
+    cases = cases_of(engine)
+    others: list[Request] = [
+        (case, {})
+        for case in golden_cases(engine.spec.checkpoint, engine.spec.block)[:12]
+    ]
+    mixed: list[Request] = []
+    for index, request in enumerate(requests_of(cases)):
+        mixed += [request, others[index % len(others)]]
+    outputs = engine.ask_each(mixed)
+    assert wrong(cases, outputs[::2]) == []
+    for (case, _), output in zip(mixed[1::2], outputs[1::2], strict=True):
+        assert isinstance(case, Case)
+        assert tokens_of(output) == case.tokens, str(case)
+
+
+@uses(*ALL)
+@pytest.mark.parametrize("every", [2, 5])
+def test_a_preempted_buffer_goes_on_where_it_was(engine: Engine, every: int) -> None:
+    """Which blocks are open is part of the answer, and lives on the worker alone."""
+    cases = cases_of(engine)
+    outputs = engine.ask_preempting(requests_of(cases), every)
+    assert wrong(cases, outputs) == []
+    engine.check_idle()
+
+
+@uses(*ALL)
+def test_prefix_hits_change_nothing(engine: Engine) -> None:
+    """Pages of blocks that were not final would be shared."""
+    cases = cases_of(engine)
+    engine.ask_each(requests_of(cases))
+    assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+    # Pages of the same answer, longer than the buffer that is in them.
+    again = [replace(c, prompt=c.prompt + c.tokens[:-1]) for c in cases]
+    engine.ask_each(requests_of(again))
+    assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+
+
+@uses("sdar16-tight", "llada32-small-steps", "sdar16-few-pages")
+def test_golden_tokens_where_room_is_short(engine: Engine) -> None:
+    """Prompts come in chunks, and a buffer that does not fit waits whole."""
+    limit = engine.spec.options.get("max_num_batched_tokens", 10_000)
+    cases = [
+        case
+        for case in cases_of(engine)
+        if case.wishes.size * case.wishes.block <= limit
+    ]
+    assert any(case.wishes.size > 1 for case in cases)
+    assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+
+
+@uses("sdar16-tp2")
+def test_two_ranks_open_the_same_blocks(engine: Engine) -> None:
+    """Ranks that disagree on what is open forward other tokens, and hang or drift."""
+    cases = cases_of(engine)
+    assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+
+
+# Against the reference
+
+
+@uses(*ALL)
+def test_random_requests_answer_as_the_reference(engine: Engine) -> None:
+    """Golden cases have few combinations of lengths and thresholds."""
+    spec = engine.spec
+    cases = [random_case(spec.checkpoint, spec.block, seed) for seed in range(40)]
+    assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+
+
+# One more block behind changes nothing in front
+
+
+SAMPLING: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.9, "seed": 5},
+    {"temperature": 1.2, "seed": 5, "top_p": 0.9, "top_k": 30},
+    {"temperature": 1.0, "seed": 5, "n": 2},
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+    {"logprobs": 3},
+    {"min_tokens": 15, "ignore_eos": False, "logit_bias": {1: 50.0}},
+    {"bad_words": ["w12", "w20 w21"]},
+]
+
+
+@uses("sdar4", "llada8")
+def test_blocks_that_open_behind_whole_ones_answer_as_one_block(
+    engine: Engine,
+) -> None:
+    """Noise, penalties, limits and logprobs of a position do not depend on how many
+    blocks are in flight."""
+    block = engine.spec.block
+    prompt = [5 + (7 * k) % 90 for k in range(3 * block + 1)]
+    alone = {"dllm_threshold": 0.4, "dllm_algorithm": "threshold"}
+    alone |= {"dllm_return_trajectory": True}
+    case = Case(engine.spec.checkpoint, prompt, 5 * block + 2, block, "threshold")
+
+    def answers(fields: dict[str, Any]) -> list[Any]:
+        requests = [(case, {"extra_args": fields, **s}) for s in SAMPLING]
+        return [
+            (
+                list(choice.token_ids),
+                rounded(choice.logprobs),
+                choice.finish_reason,
+            )
+            for output in engine.ask_each(requests)
+            for choice in output.outputs
+        ]
+
+    expected = answers(alone)
+    for size in (2, 4):
+        buffer = {"dllm_buffer_size": size, "dllm_add_block_threshold": 1.0}
+        assert answers(alone | buffer) == expected
+
+
+def rounded(logprobs: Any) -> Any:
+    """Without what the order of sums changes."""
+    return logprobs and [
+        {token: round(found.logprob, 3) for token, found in step.items()}
+        for step in logprobs
+    ]
+
+
+# Ends
+
+
+@uses("sdar4", "llada8", "editing8")
+def test_an_answer_ends_inside_a_later_block(engine: Engine) -> None:
+    """Tokens behind a stop token are decoded early, and must not be handed out."""
+    for case in cases_of(engine):
+        if case.stop_token_ids or case.wishes.size == 1:
+            continue
+        stop = case.tokens[len(case.tokens) // 2]
+        cut = case.tokens[: case.tokens.index(stop) + 1]
+        [output] = engine.ask_each([(case, {"stop_token_ids": [stop]})])
+        assert tokens_of(output) == cut
+        assert output.outputs[0].stop_reason == stop
+        [output] = engine.ask_each([(case, {"max_tokens": 5})])
+        assert tokens_of(output) == case.tokens[:5]
+    engine.check_idle()
+
+
+@uses("sdar4", "llada8")
+def test_a_budget_of_forwards_ends_several_blocks(engine: Engine) -> None:
+    """Blocks behind the first mask are not part of the answer."""
+    case = max(cases_of(engine), key=lambda case: case.nfe * (case.wishes.size > 1))
+    for budget in (1, 3, case.nfe // 2):
+        fields = case.fields | {"dllm_max_nfe": budget}
+        [output] = engine.ask_each([(case, {"extra_args": fields})])
+        assert forwards_of(output) == budget
+        tokens = tokens_of(output)
+        assert tokens == case.tokens[: len(tokens)]
+        assert MASK not in tokens
+        assert output.outputs[0].finish_reason == "length"
+
+
+@uses("sdar4")
+def test_the_other_requests_of_this_engine_are_as_before(engine: Engine) -> None:
+    """Tables grow with the most blocks in flight, and one block uses a part of them."""
+    single = single_block_requests(engine)
+    engine.ask_each(requests_of(cases_of(engine)))
+    for (case, _), output in zip(single, engine.ask_each(single), strict=True):
+        assert isinstance(case, Case)
+        assert tokens_of(output) == case.tokens
