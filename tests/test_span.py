@@ -22,7 +22,7 @@ from vllm_dllm.span import (
     Span,
     full_attention_grid,
 )
-from vllm_dllm.worker.buffers import Buffers
+from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.registry import LAYOUTS
 

@@ -178,8 +178,20 @@ class DenoisingSampler:
         emission = emit(batch, decision.done, self.canvas.max_len)
         self.canvas.scatter(batch, emission.finished)
         if batch.buffered is not None:
-            self.buffers.settle(batch, decision.stability)
+            self._settle_buffers(batch, decision.stability)
         return emission.tokens, emission.count.int()
+
+    def _settle_buffers(self, batch: CanvasBatch, stability: torch.Tensor) -> None:
+        """Where its rule does not say how stable a block is, one without masks is."""
+        assert batch.buffered is not None and isinstance(batch.place, torch.Tensor)
+        decoded = ~batch.masked.any(dim=1)
+        self.buffers.settle(
+            batch.slot,
+            batch.place,
+            torch.where(stability.isnan(), decoded.float(), stability),
+            has_canvas=batch.first < batch.length,
+            is_open=batch.buffered.is_open,
+        )
 
     def commit_only(self, spans: SpanBatch) -> SamplerOutput:
         """The output of a step in which no request decides anything."""

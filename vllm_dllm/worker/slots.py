@@ -8,7 +8,7 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.worker.buffers import Buffers
+from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.canvas import Canvas
 from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.memory import SuspendedBlocks

@@ -15,7 +15,6 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.request import Decoding
 from vllm_dllm.span import Buffered, Plan
-from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.block_rows import BlockRows, OpenBlocks
 
@@ -128,23 +127,26 @@ class Buffers:
             holds_prompt=rows.start < self.prompt[slot][rows.owner],
         )
 
-    def settle(self, batch: CanvasBatch, stability: torch.Tensor) -> None:
-        """Remember how stable the blocks of a step are, which was taken.
+    def settle(
+        self,
+        slot: torch.Tensor,
+        place: torch.Tensor,
+        stability: torch.Tensor,
+        has_canvas: torch.Tensor,
+        is_open: torch.Tensor,
+    ) -> None:
+        """Remember how stable the `m` blocks of a step are, which was taken.
 
-        A block without masks is, where its rule does not say otherwise; one that all
-        has left of stays as it was.
+        One that all has left of stays as it was; one that is not open has no tokens.
 
         Args:
-            stability: [m] float32, nan where the rule does not say.
+            slot, place: [m] int64, where a block is kept.
+            stability: [m] float32.
+            has_canvas, is_open: [m] bool.
         """
-        assert batch.buffered is not None and isinstance(batch.place, torch.Tensor)
-        decoded = ~batch.masked.any(dim=1)
-        found = torch.where(stability.isnan(), decoded.float(), stability)
-        had = self.stability.values[batch.slot, batch.place]
-        found = torch.where(batch.first < batch.length, found, had)
-        self.stability.values[batch.slot, batch.place] = torch.where(
-            batch.buffered.is_open, found, 0.0
-        )
+        had = self.stability.values[slot, place]
+        found = torch.where(has_canvas, stability, had)
+        self.stability.values[slot, place] = torch.where(is_open, found, 0.0)
 
     def advance(self, slot: torch.Tensor, next_start: torch.Tensor) -> None:
         """Blocks whose KV is final leave the buffer; both [n] int64."""
