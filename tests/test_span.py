@@ -22,8 +22,8 @@ from vllm_dllm.span import (
     Span,
     full_attention_grid,
 )
-from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.registry import LAYOUTS
 
 blocks = st.one_of(st.integers(1, 9), st.sampled_from([16, 32]))

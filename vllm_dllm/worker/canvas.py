@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.buffers import Buffers
 
 
 class Canvas:

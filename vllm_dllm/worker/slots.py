@@ -8,12 +8,12 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.canvas import Canvas
 from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.memory import SuspendedBlocks
 from vllm_dllm.worker.rule_tables import RuleTables
 from vllm_dllm.worker.sampling import Sampling
+from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.registry import layout_class
 from vllm_dllm.worker.telling import Telling
 

@@ -12,10 +12,10 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import MAX_BUFFER_SIZE
-from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import lay_rows
+from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.rows import AttentionRows, whole_rows
 
 

@@ -11,10 +11,10 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import Decoding
 from vllm_dllm.span import FullAttention, Plan
-from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.branches import guided_rows, place_branches
+from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.rows import AttentionRows, whole_rows
 
 
