@@ -109,14 +109,14 @@ def test_the_plan_of_a_request_is_its_models() -> None:
     assert causal == span.BlockCausal(span.Grid(0, 8, span.UNBOUNDED))
 
 
-@pytest.mark.parametrize(("max_tokens", "twin"), [(40, 80), (6, 48), (190, 208)])
+@pytest.mark.parametrize(("max_tokens", "branch"), [(40, 80), (6, 48), (190, 208)])
 def test_the_branch_without_the_prompt_begins_on_a_page(
-    max_tokens: int, twin: int
+    max_tokens: int, branch: int
 ) -> None:
     """A page of both branches would hold keys of one of them."""
     guided = plan(max_tokens, cfg_scale=0.5)
     assert isinstance(guided, span.FullAttention)
-    assert guided.twin == twin
+    assert guided.branch == branch
     assert guided.grid == plan(max_tokens).grid
     assert plan(max_tokens, cfg_scale=0.0) == plan(max_tokens)
 
@@ -126,7 +126,7 @@ def test_the_canvas_of_an_infilling_ends_where_its_suffix_begins() -> None:
     infilled = plan(40, suffix_token_ids=[7] * 9)
     assert infilled == span.FullAttention(span.Grid(10, 32, 50), "none", suffix=9)
     guided = plan(40, suffix_token_ids=[7] * 9, cfg_scale=0.5)
-    assert guided == infilled._replace(twin=64)  # 59, on a page
+    assert guided == infilled._replace(branch=64)  # 59, on a page
 
 
 TIME_GRIDS = [rule for rule in RULES if "time" in get_rule(rule).needs]

@@ -198,7 +198,7 @@ class Worker:
             facts=Facts(attention=attention),
         )
         self.layout = LAYOUTS[attention](config, 3, cpu, Buffers(3, cpu))
-        guided = isinstance(plan, FullAttention) and plan.twin
+        guided = isinstance(plan, FullAttention) and plan.branch
         suffix = plan.suffix if isinstance(plan, FullAttention) else 0
         settled = decoding(
             steps=steps,
@@ -377,11 +377,13 @@ class FullAttentionRequest(PlayedRequest):
         assert plan.clip(got, got.length - 1).length == 0, "a part of it is no use"
         self.lengths.append(got.length)
 
-        branches = [0, plan.twin] if plan.twin else [0]
-        forwarded = {p + twin for twin in branches for p in range(got.start, got.end)}
-        sequence = {p + twin for twin in branches for p in range(plan.end)}
+        branches = [0, plan.branch] if plan.branch else [0]
+        forwarded = {
+            p + branch for branch in branches for p in range(got.start, got.end)
+        }
+        sequence = {p + branch for branch in branches for p in range(plan.end)}
         if got.start == 0:
-            forwarded |= set(range(plan.end, plan.twin))  # one piece of pages
+            forwarded |= set(range(plan.end, plan.branch))  # one piece of pages
         assert got.length == len(forwarded)
         assert {p + t for t in branches for p in range(start, end)} <= forwarded
         # A later step of a block reads what the block's own refresh made.
@@ -426,8 +428,8 @@ def test_a_request_with_full_attention_is_answered_whatever_is_cached(
     steps = data.draw(st.integers(1, block), label="steps")
     max_len = prompt + answer + room + suffix
     grid = full_attention_grid(prompt, answer, block, max_len, infills=suffix > 0)
-    twin = span.round_up(grid.end + suffix, page) if page else 0
-    plan = FullAttention(grid, cache, twin, suffix)
+    branch = span.round_up(grid.end + suffix, page) if page else 0
+    plan = FullAttention(grid, cache, branch, suffix)
     assert plan.end <= max_len
     request = FullAttentionRequest(plan, steps, prompt, prompt + answer)
     allowed = preemptions
@@ -510,12 +512,12 @@ def test_a_finished_block_is_left_for_a_refresh() -> None:
 
 def test_a_guided_span_holds_both_branches() -> None:
     """Tokens that are not counted are forwarded past the budget."""
-    refresh = Span(0, 20, 10, 4, twin=32)
+    refresh = Span(0, 20, 10, 4, branch=32)
     assert refresh.length == 32 + 20  # with the gap, which keeps the pages in one piece
-    assert Span(0, 32, 10, 4, twin=32).length == 64
-    assert Span(10, 14, 12, 2, twin=32).length == 8
-    assert Span(10, 20, 12, 2, twin=32).length == 20
-    plan = FullAttention(Grid(10, 4, 20), "dual", twin=32)
+    assert Span(0, 32, 10, 4, branch=32).length == 64
+    assert Span(10, 14, 12, 2, branch=32).length == 8
+    assert Span(10, 20, 12, 2, branch=32).length == 20
+    plan = FullAttention(Grid(10, 4, 20), "dual", branch=32)
     assert plan.span(0, 10, None) == refresh
     assert plan.clip(refresh, 51).length == 0
     assert plan.clip(refresh, 51).canvas == 0

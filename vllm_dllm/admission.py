@@ -117,7 +117,7 @@ def check_length(
                 f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
                 f"blocks of {decoding.block_length})"
                 f"{suffix if decoding.suffix_token_ids else ''}"
-                f"{twice if longest.twin else ''} "
+                f"{twice if longest.branch else ''} "
                 f"are {longest.length} tokens, which one forward must hold; allowed: "
                 f"{limit} ({name}). Ask for a smaller max_tokens."
             )

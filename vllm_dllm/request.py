@@ -327,6 +327,6 @@ def plan_of(
     )
     plan = span.FullAttention(grid, decoding.cache, suffix=suffix)
     if decoding.cfg_scale > 0:
-        twin = span.round_up(plan.end, config.facts.page_size)
-        plan = plan._replace(twin=twin)
+        branch = span.round_up(plan.end, config.facts.page_size)
+        plan = plan._replace(branch=branch)
     return plan

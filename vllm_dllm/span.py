@@ -44,9 +44,9 @@ class Span(NamedTuple):
     """Number of known tokens of the request when the step was planned."""
     canvas: int
     """How many positions of the canvas the step may decide; 0 if it decides none."""
-    twin: int = 0
+    branch: int = 0
     """Where a guided request keeps its unconditional branch: position p of it has the
-    pages of position `twin` + p. 0 without guidance."""
+    pages of position `branch` + p. 0 without guidance."""
     parts_end: int = UNBOUNDED
     """Only what lies before it may be forwarded in parts."""
 
@@ -54,10 +54,10 @@ class Span(NamedTuple):
     def length(self) -> int:
         """Number of tokens forwarded. A refresh of both branches also forwards what
         lies between them, so that its pages are in one piece."""
-        if not self.twin:
+        if not self.branch:
             return self.end - self.start
         if self.start == 0:
-            return self.twin + self.end
+            return self.branch + self.end
         return 2 * (self.end - self.start)
 
 
@@ -179,7 +179,7 @@ class FullAttention(NamedTuple):
     cache: str
     """"none": always everything; "prefix": from the start of the block on; "dual": the
     block alone."""
-    twin: int = 0
+    branch: int = 0
     """As in `Span`."""
     suffix: int = 0
     """How many tokens follow the canvas; more than 0 in an infilling."""
@@ -194,14 +194,14 @@ class FullAttention(NamedTuple):
         start, end = self.grid.start_of(known), self.grid.end_of(known)
         canvas = end - known
         if self.cache == "none" or mark != start:
-            return Span(0, self.end, known, canvas, self.twin)
+            return Span(0, self.end, known, canvas, self.branch)
         if computed == 0:
             # The keys of the refresh were lost in the middle of the block. They are
             # made again, as they were: from the tokens that were known then.
-            return Span(0, self.end, known, 0, self.twin)
+            return Span(0, self.end, known, 0, self.branch)
         if self.cache == "prefix":
             end = self.end
-        return Span(start, end, known, canvas, self.twin)
+        return Span(start, end, known, canvas, self.branch)
 
     def clip(self, span: Span, budget: int) -> Span:
         # Every position of a step sees the others: none of them can wait.

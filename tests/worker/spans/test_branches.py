@@ -23,16 +23,16 @@ class Guided:
     """A request that may be guided: where it lies, what it forwards."""
 
     end: int
-    twin: int
+    branch: int
     """0: not guided."""
     start: int = 0
 
     @property
     def length(self) -> int:
-        if not self.twin:
+        if not self.branch:
             return self.end - self.start
         if self.start == 0:
-            return self.twin + self.end
+            return self.branch + self.end
         return 2 * (self.stop - self.start)
 
     stop: int = 0
@@ -40,20 +40,24 @@ class Guided:
 
     def queries(self) -> list[int]:
         """First page position of the branch of each token; -1: nobody's."""
-        if not self.twin:
+        if not self.branch:
             return [0] * self.length
         if self.start == 0:
-            gap = self.twin - self.end
-            return [0] * self.end + [-1] * gap + [self.twin] * self.end
+            gap = self.branch - self.end
+            return [0] * self.end + [-1] * gap + [self.branch] * self.end
         half = self.stop - self.start
-        return [0] * half + [self.twin] * half
+        return [0] * half + [self.branch] * half
 
     def places(self) -> list[tuple[int, int]]:
         """Of each token where its keys lie: in the first branch, in the second; -1 in
         the other one."""
-        stop = self.stop if self.twin and self.start else self.end
-        first = range(self.start, self.twin if self.twin and not self.start else stop)
-        second = range(self.twin + self.start, self.twin + stop) if self.twin else []
+        stop = self.stop if self.branch and self.start else self.end
+        first = range(
+            self.start, self.branch if self.branch and not self.start else stop
+        )
+        second = (
+            range(self.branch + self.start, self.branch + stop) if self.branch else []
+        )
         return [(place, -1) for place in first] + [(-1, place) for place in second]
 
 
@@ -61,7 +65,7 @@ def check_guided(requests: list[Guided]) -> AttentionRows:
     """Compare the pages that each token reads with those of its branch."""
     batch = a_batch([(r.start, r.length) for r in requests], padding=1)
     ends_np = np.array([r.end for r in requests])
-    offset_np = np.array([r.twin for r in requests])
+    offset_np = np.array([r.branch for r in requests])
     length = torch.tensor([r.length for r in requests])
     owner = torch.repeat_interleave(length)
     offset = torch.from_numpy(offset_np)
@@ -72,7 +76,7 @@ def check_guided(requests: list[Guided]) -> AttentionRows:
     assert batch.positions.tolist() == [max(place) for place in placed]
     assert branches.unconditional.tolist() == [second >= 0 for _, second in placed]
     rows = guided_rows(batch, branches, ends_np, PAGE)
-    pages = max(ceil((r.twin + r.end) / PAGE) for r in requests) + 1
+    pages = max(ceil((r.branch + r.end) / PAGE) for r in requests) + 1
     # Pages of all requests differ, and are in no order.
     shuffled = torch.randperm(len(requests) * pages, generator=torch.manual_seed(0))
     table = shuffled.view(len(requests), pages)
@@ -125,10 +129,10 @@ def test_guided_requests_mix_with_others(seed: int) -> None:
     requests = []
     for _ in range(rng.randint(1, 5)):
         end = rng.randint(2, 30)
-        twin = rng.choice([0, ceil(end / PAGE) * PAGE])
+        branch = rng.choice([0, ceil(end / PAGE) * PAGE])
         start = rng.choice([0, rng.randint(1, end - 1)])
-        requests.append(Guided(end, twin, start, stop=rng.randint(start + 1, end)))
-        if not twin:
+        requests.append(Guided(end, branch, start, stop=rng.randint(start + 1, end)))
+        if not branch:
             requests[-1].start = min(start, end - 1)
     check_guided(requests)
 
@@ -170,10 +174,10 @@ def test_the_unconditional_branch_follows_its_half_of_the_span() -> None:
     """Rows of another position would guide the tokens."""
     requests = [Guided(13, 16), Guided(13, 16, start=9, stop=13)]
     batch = a_batch([(r.start, r.length) for r in requests])
-    twin = torch.tensor([16, 16])
+    branch = torch.tensor([16, 16])
     owner = torch.repeat_interleave(torch.tensor([29, 8]))
     ends = np.array([13, 13])
-    branches = place_branches(batch, ends, twin.numpy(), twin, torch.ones(2), owner)
+    branches = place_branches(batch, ends, branch.numpy(), branch, torch.ones(2), owner)
     assert branches.follows.tolist() == [16, 4]
     assert branches.half_np.tolist() == [13, 4]
 

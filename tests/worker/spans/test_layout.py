@@ -40,14 +40,14 @@ def placed(span: Span) -> list[tuple[int, int]]:
     """Position and page position of each token of a span."""
     positions = range(span.start, span.end)
     first = [(p, p) for p in positions]
-    if not span.twin:
+    if not span.branch:
         return first
-    gap = [(GAP, p) for p in range(span.end, span.twin)] if span.start == 0 else []
-    return first + gap + [(p, span.twin + p) for p in positions]
+    gap = [(GAP, p) for p in range(span.end, span.branch)] if span.start == 0 else []
+    return first + gap + [(p, span.branch + p) for p in positions]
 
 
 def is_unconditional(span: Span, page: int) -> bool:
-    return 0 < span.twin <= page
+    return 0 < span.branch <= page
 
 
 def shown_of(before: Before, span: Span) -> int:
@@ -134,9 +134,9 @@ def check_logit_rows(
     shift = int(desk.config.facts.shifted_logits)
     cells = list(zip(*(part.tolist() for part in step.batch.cell), strict=True))
     branches = [(cell, False) for cell in cells]
-    guided = [cell for cell in cells if step.planned[cell[0]].twin]
+    guided = [cell for cell in cells if step.planned[cell[0]].branch]
     branches += [(cell, True) for cell in guided]
-    assert (step.spans.branches is not None) == any(s.twin for s in step.planned)
+    assert (step.spans.branches is not None) == any(s.branch for s in step.planned)
     for ((index, column), second), row in zip(
         branches, step.rows.tolist(), strict=True
     ):
@@ -214,5 +214,5 @@ def test_requests_of_all_kinds_are_laid_out_beside_each_other(family: str) -> No
         before = list(before_step(desk).values())
         step = desk.step(TableLogits(1))
         check_step(desk, step, before)
-        seen |= {(span.twin > 0, span.start > 0) for span in step.planned}
+        seen |= {(span.branch > 0, span.start > 0) for span in step.planned}
     assert len(seen) == 4

@@ -60,7 +60,7 @@ class FullAttentionLayout(Layout):
         assert isinstance(plan, FullAttention)
         self.keeps_keys[slot] = plan.cache != "none"
         self.seq_len[slot] = self.seq_len_np[slot] = plan.end
-        self.branch[slot] = self.branch_np[slot] = plan.twin
+        self.branch[slot] = self.branch_np[slot] = plan.branch
         self.cfg_scale[slot] = decoding.cfg_scale
         self.infills_np[slot] = plan.suffix > 0
         missing = plan.suffix - self.suffix.shape[1]
