@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from tests.golden_cases import GOLDEN, MASK, LLaDA2Moe, reference_model
+from tests.golden_cases import GOLDEN, MASK, LLaDA2Moe, Model, reference_model
 from tests.reference.masks import block_causal
-from tests.reference.multi_block_generate import Wishes, generate
+from tests.reference.multi_block_generate import Logits, Wishes, generate
+from tests.reference.sdar import SDAR
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ def multi_block_cases(checkpoint: str, block: int) -> list[BufferCase]:
     return cases
 
 
-def random_case(checkpoint: str, block: int, seed: int) -> BufferCase:
-    """One of any parameters, answered by the reference."""
+def random_case(
+    checkpoint: str, block: int, seed: int, model: Model | None = None
+) -> BufferCase:
+    """One of any parameters, answered by the reference, or by another `model`."""
     draw = Random(f"{checkpoint} {block} {seed}")
     edits = checkpoint.startswith("llada21") and draw.random() < 0.7
     wishes = Wishes(
@@ -116,14 +119,14 @@ def random_case(checkpoint: str, block: int, seed: int) -> BufferCase:
     )
     prompt = [draw.randrange(2, MASK) for _ in range(draw.randint(1, 3 * block))]
     gen_length = draw.randint(1, 4 * block + 3)
-    tokens, run = generate(seen_by(checkpoint, block), prompt, gen_length, wishes)
+    logits = seen_by(model or reference_model(checkpoint), block)
+    tokens, run = generate(logits, prompt, gen_length, wishes)
     forwards = (run.active_forwards, run.forwards)
     return BufferCase(prompt, gen_length, wishes, tokens, *forwards)
 
 
-def seen_by(checkpoint: str, block: int) -> Any:
-    """Logits of the reference model, the mask's left out."""
-    model = reference_model(checkpoint)
+def seen_by(model: Model, block: int) -> Logits:
+    """Logits of a reference model, the mask's left out."""
 
     def logits(ids: list[int | None]) -> torch.Tensor:
         tensor = torch.tensor([MASK if token is None else token for token in ids])
@@ -131,6 +134,7 @@ def seen_by(checkpoint: str, block: int) -> Any:
         if isinstance(model, LLaDA2Moe):
             values = model(tensor.unsqueeze(0), mask)[0]
         else:
+            assert isinstance(model, SDAR)
             values = model(tensor, mask)
         values[:, MASK] = -torch.inf
         return values

@@ -1,16 +1,19 @@
 """Several blocks in flight (multi_bd) on offline engines."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.sampling_params import StructuredOutputsParams
 
+from tests.adapters import make_adapter
 from tests.engines import Engine, Request, tokens_of, uses
 from tests.golden_cases import MASK, Case, golden_cases, new_cases
 from tests.multi_block_cases import BufferCase, multi_block_cases, random_case
 
 pytestmark = pytest.mark.timeout(400)
-ALL = ("sdar4", "llada8", "editing8")
+ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32")
 PAGE = 32
 
 
@@ -96,6 +99,26 @@ def test_prefix_hits_change_nothing(engine: Engine) -> None:
     # Pages of the same answer, longer than the buffer that is in them.
     again = [replace(c, prompt=c.prompt + c.tokens[:-1]) for c in cases]
     engine.ask_each(requests_of(again))
+    assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+
+
+@uses("sdar16-tight", "llada32-small-steps", "sdar16-few-pages")
+def test_golden_tokens_where_room_is_short(engine: Engine) -> None:
+    """Prompts come in chunks, and a buffer that does not fit waits whole."""
+    limit = engine.spec.options.get("max_num_batched_tokens", 10_000)
+    cases = [
+        case
+        for case in cases_of(engine)
+        if case.wishes.size * case.wishes.block <= limit
+    ]
+    assert any(case.wishes.size > 1 for case in cases)
+    assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+
+
+@uses("sdar16-tp2")
+def test_two_ranks_open_the_same_blocks(engine: Engine) -> None:
+    """Ranks that disagree on what is open forward other tokens, and hang or drift."""
+    cases = cases_of(engine)
     assert wrong(cases, engine.ask_each(requests_of(cases))) == []
 
 
@@ -204,3 +227,34 @@ def test_the_other_requests_of_this_engine_are_as_before(engine: Engine) -> None
     for (case, _), output in zip(single, engine.ask_each(single), strict=True):
         assert isinstance(case, Case)
         assert tokens_of(output) == case.tokens
+
+
+# Beside other things
+
+
+@uses("sdar4")
+def test_structured_output_beside_several_blocks(engine: Engine) -> None:
+    """What a grammar allows is said of a row, and rows are blocks here."""
+    cases = cases_of(engine)
+    grammar = StructuredOutputsParams(regex="(w1[0-9]){9}")
+    case = Case("sdar-pub0", [7] * 9, 24, 4, "sequential")
+    structured: list[Request] = [
+        (case, {"extra_args": None, "ignore_eos": False, "structured_outputs": grammar})
+    ]
+    alone = [tokens_of(output) for output in engine.ask_each(structured)]
+    assert len(alone[0]) == 10
+    mixed = requests_of(cases[:5]) + structured + requests_of(cases[5:])
+    outputs = engine.ask_each(mixed)
+    assert tokens_of(outputs.pop(5)) == alone[0]
+    assert wrong(cases, outputs) == []
+
+
+@uses("sdar16")
+def test_several_blocks_with_an_adapter(engine: Engine, tmp_path: Path) -> None:
+    """Rows of a buffer are rows of its request's adapter."""
+    adapter = make_adapter(tmp_path / "a", "sdar-pub1", 1, ("q_proj", "v_proj"))
+    models = [adapter.model if seed % 2 else None for seed in range(20)]
+    cases = [random_case("sdar-pub1", 16, s, m) for s, m in enumerate(models)]
+    lora = [model and adapter.request for model in models]
+    outputs = engine.ask_each(requests_of(cases), lora)
+    assert wrong(cases, outputs) == []

@@ -9,6 +9,7 @@ import torch
 
 from tests.reference.multi_block_generate import Run, Wishes, generate
 from tests.worker.desk import MASK, MAX_LEN, VOCAB, Desk, TableLogits
+from vllm_dllm.decoding.registry import RULES
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 
@@ -239,3 +240,56 @@ def test_blocks_before_a_foreign_page_keep_their_place() -> None:
                 desk.preempt("r0")
                 request.computed = hit
         assert request.answer == expected
+
+
+@pytest.mark.parametrize("whole_blocks", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_request_of_one_block_is_the_same_beside_buffers(
+    rule: str, whole_blocks: bool
+) -> None:
+    """Its block would be another one of the batch's, or the last of a longer row."""
+    answers = []
+    for beside in (False, True):
+        desk = Desk("block-causal")
+        desk.slots.canvas.whole_blocks = whole_blocks
+        if beside:
+            for name, size in (("a", 4), ("b", 2)):
+                fields = {"buffer_size": size, "threshold": 0.4}
+                desk.add(name, [5] * 6, fields, max_tokens=30)
+        one = desk.add("one", [6, 7, 8], {"algorithm": rule}, max_tokens=14, seed=3)
+        logits = TableLogits(5)
+        while one.name in desk.running:
+            desk.step(logits)
+        answers.append(one.answer)
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_drafts_show_all_blocks_in_flight(edits: bool) -> None:
+    """A page that draws them would show the front block alone."""
+    desk, block = Desk("block-causal"), 4
+    fields: dict[str, Any] = {"buffer_size": 3, "threshold": 0.3, "stream_drafts": True}
+    fields["return_trajectory"] = True
+    if edits:
+        fields |= {"algorithm": "joint_threshold", "edit_threshold": 0.2}
+    request = desk.add("a", [5, 6, 7, 8, 9], fields, max_tokens=23)
+    wide, behind = 0, 0
+    trajectory: list[int] = []
+    while desk.running:
+        known, span = request.known, request.span()
+        desk.step(TableLogits(3, 1.0))
+        report = desk.sampler.take_report()
+        trajectory += report.trajectories["a"]
+        if not span.canvas:
+            continue
+        draft = report.drafts["a"]
+        assert draft.start == request.known
+        assert draft.start + len(draft.tokens) == span.end
+        assert all(known <= place < span.end for place in draft.changed)
+        shown = dict(enumerate(draft.tokens, draft.start))
+        assert all(shown.get(place) != -1 for place in draft.changed)
+        wide = max(wide, span.end - known)
+        front = request.plan.grid.start_of(known)
+        behind += any(place >= front + block for place in draft.changed)
+    assert wide > 2 * block and behind > 3
+    assert len(trajectory) == 23

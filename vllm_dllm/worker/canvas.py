@@ -83,7 +83,8 @@ class Canvas:
                 slot_np[rows.owner_np],
                 known[rows.owner],
             )
-            start, place, length = rows.start, rows.place, length[rows.owner]
+            start, place = rows.start, rows.place
+            length = length[rows.owner] * rows.is_there
             active = active[rows.owner] & rows.is_there
             rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
         tokens = self.tokens.values[slot, place, :width]

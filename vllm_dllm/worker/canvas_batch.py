@@ -30,7 +30,7 @@ class CanvasBatch:
     start: torch.Tensor
     """[m] int64: first position of the block."""
     length: torch.Tensor
-    """[m] int64: number of positions of the block."""
+    """[m] int64: number of positions of the block; 0 past the end of the answer."""
     active: torch.Tensor
     """[m] bool: whether the step decides any of them."""
     step: torch.Tensor
