@@ -25,7 +25,7 @@ from tests.engine_config import engine_config
 from vllm_dllm import plugin
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
-from vllm_dllm.params import NUMERIC_FIELDS
+from vllm_dllm.params import BUFFER_FIELDS, NUMERIC_FIELDS
 
 MAX_LEN, VOCAB = 64, 256
 
@@ -251,9 +251,12 @@ def one_oddity_each(full_attention: bool) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
     for name, kind in NUMERIC_FIELDS.items():
         # Of several rules the last is one of Dream's, whose steps are a table.
-        rule = [rule for rule in RULES if name in get_rule(rule).parameters][-1]
+        rules = [rule for rule in RULES if name in get_rule(rule).parameters]
+        rule = rules[-1] if rules else "threshold"
         for value in ODD_COUNTS if kind is int else ODD_NUMBERS:
             own = {"dllm_algorithm": rule, f"dllm_{name}": value}
+            if name in BUFFER_FIELDS:
+                own["dllm_buffer_size"] = 4
             asked.append({"extra_args": own})
     if full_attention:
         odds = {"cfg_scale": ODD_NUMBERS, "block_length": ODD_COUNTS}

@@ -20,7 +20,7 @@ from tests.worker.desk import MAX_LEN as DESKS_MAX_LEN
 from tests.worker.desk import Desk, Running
 from vllm_dllm.decoding.base import CanvasStep
 from vllm_dllm.decoding.registry import get_rule
-from vllm_dllm.params import MAX_STEPS
+from vllm_dllm.params import MAX_BUFFER_SIZE, MAX_STEPS
 from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.sampler import DenoisingSampler
@@ -66,6 +66,7 @@ class AcceptingDesk(Desk):
         vllms = SimpleNamespace(sampling_states=None, req_states=states)
         self.sampler = WatchfulSampler(vllms, self.slots)
         self.running: dict[str, Running] = {}
+        self.budget = 10 * MAX_LEN
 
     def let_in(self, name: str, prompt: list[int], params: SamplingParams) -> None:
         max_tokens = min(params.max_tokens, MAX_LEN - len(prompt))
@@ -86,7 +87,8 @@ class AcceptingDesk(Desk):
         """Everything is a number, and nothing is wider than a request is long."""
         slots = self.slots
         for table in (slots.canvas.tokens, slots.canvas.decided_at):
-            assert table.values.shape[1] <= MAX_LEN
+            _, blocks, width = table.values.shape
+            assert blocks <= MAX_BUFFER_SIZE and width <= MAX_LEN
         for memory in slots.rules.memory.values():
             assert max(memory.values.shape[1:]) <= MAX_LEN
         assert slots.rules.time.shape[1] <= max(MAX_STEPS, MAX_LEN)
