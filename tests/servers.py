@@ -36,7 +36,11 @@ class Server:
             values = value if isinstance(value, list) else [value]
             command += [f"--{name.replace('_', '-')}"]
             command += [] if value is True else values
-        environment = {"VLLM_CPU_OMP_THREADS_BIND": str(CORE)}
+        environment = {
+            "VLLM_CPU_OMP_THREADS_BIND": str(CORE),
+            # Seconds: a busy client must not write to what is just being closed.
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
+        }
         environment |= {"VLLM_PLUGINS": "dllm"} if spec.routes else {}
         with log.open("w") as output:
             self.process = subprocess.Popen(
