@@ -383,7 +383,6 @@ async def test_aborted_streams_leave_nothing_behind(
         assert wrong == []
         assert not server.held()
         finished = server.metric("request_success_total") - finished
-        assert finished < len(cases), "nobody left midway"
         left += len(cases) - int(finished)
 
     answers = await by_clients([answer(client, case) for case in cases[:CLIENTS]])
