@@ -3,7 +3,7 @@
 from typing import Any
 
 from vllm_dllm.params import DllmParams
-from vllm_dllm.request import Decoding
+from vllm_dllm.settled import Decoding
 
 
 def decoding(

@@ -11,12 +11,8 @@ from vllm_dllm.config import DllmConfig
 from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
 from vllm_dllm.models.registry import FAMILIES
 from vllm_dllm.params import BUFFER_FIELDS, FULL_ATTENTION_FIELDS, NUMERIC_FIELDS
-from vllm_dllm.request import (
-    Decoding,
-    decoding_of,
-    resolve,
-    wishes_of,
-)
+from vllm_dllm.request import decoding_of, resolve, wishes_of
+from vllm_dllm.settled import Decoding
 
 OF_BUFFERS = {"buffer_size", *BUFFER_FIELDS}
 """Of whatever rule several blocks are asked of (test_request_buffers.py)."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vllm_dllm import span
 from vllm_dllm.params import PREFIX, DllmParams, in_words
 from vllm_dllm.quoting import quoted, shortened
+from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.request import decoding_of, plan_of, wishes_of
 
 if TYPE_CHECKING:
@@ -98,29 +98,8 @@ def check_length(
     max_tokens = max(1, min(max_tokens, config.facts.max_model_len - prompt_len))
     decoding = decoding_of(sampling_params, config, max_tokens)
     plan = plan_of(decoding, config, prompt_len, max_tokens)
-    if isinstance(plan, span.Buffered):
-        _check_buffer(plan, config)
-    if not config.facts.full_attention:
-        return
-    longest = plan.span(0, prompt_len, None)
-    limits = {
-        "max_num_batched_tokens": config.facts.max_num_batched_tokens,
-        "max_num_scheduled_tokens": config.facts.max_num_scheduled_tokens,
-        "max_model_len": config.facts.max_model_len,
-    }
-    for name, limit in limits.items():
-        if longest.length > limit:
-            suffix = f" and the suffix ({len(decoding.suffix_token_ids)} tokens)"
-            twice = f", twice with {PREFIX}cfg_scale={decoding.cfg_scale}"
-            raise ValueError(
-                f"the prompt ({prompt_len} tokens) and the canvas "
-                f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
-                f"blocks of {decoding.block_length})"
-                f"{suffix if decoding.suffix_token_ids else ''}"
-                f"{twice if longest.branch else ''} "
-                f"are {longest.length} tokens, which one forward must hold; allowed: "
-                f"{limit} ({name}). Ask for a smaller max_tokens."
-            )
+    regime = regime_of(config.facts)
+    regime.check_plan(plan, decoding, config, prompt_len, max_tokens)
 
 
 def check_session(resumable: bool) -> None:
@@ -133,21 +112,3 @@ def check_session(resumable: bool) -> None:
             "streaming input is not supported for diffusion language models; send each "
             "turn as a request of its own, of which the prefix cache knows the old part"
         )
-
-
-def _check_buffer(plan: span.Buffered, config: "DllmConfig") -> None:
-    """Refuse more blocks in flight than one forward may hold."""
-    first = plan.first(None)
-    forwarded = plan.span(first, plan.prompt, None).length
-    for name in (
-        "max_num_batched_tokens",
-        "max_num_scheduled_tokens",
-        "long_prefill_token_threshold",
-    ):
-        limit = getattr(config.facts, name)
-        if forwarded > limit:
-            raise ValueError(
-                f"{PREFIX}buffer_size={plan.size}: blocks of {plan.grid.block} tokens "
-                f"are {forwarded} tokens in flight, which one forward must hold; "
-                f"allowed: {limit} ({name})"
-            )

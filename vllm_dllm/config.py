@@ -58,6 +58,22 @@ class Facts(BaseModel):
     def full_attention(self) -> bool:
         return self.attention == "full"
 
+    @property
+    def fixed_block(self) -> bool:
+        """Whether blocks are as long as those that the checkpoint was trained with, and
+        no request has other ones."""
+        return self.attention == "block_causal"
+
+    @property
+    def budgets(self) -> dict[str, int]:
+        """Tokens that a step may forward of a request, by the option that says so."""
+        names = (
+            "max_num_batched_tokens",
+            "max_num_scheduled_tokens",
+            "long_prefill_token_threshold",
+        )
+        return {name: getattr(self, name) for name in names}
+
 
 class DllmConfig(RuleParams):
     """Choices of a server that hold for all its requests, and their defaults."""
@@ -110,7 +126,7 @@ class DllmConfig(RuleParams):
         fields: dict[str, Any] = {}
         for source in sources:
             fields.update((k, v) for k, v in source.items() if v is not None)
-        if not facts.full_attention:
+        if facts.fixed_block:
             if "block_size" not in fields:
                 raise ValueError(
                     f"{KEY}.block_size is not given, and the checkpoint does not "

@@ -1,11 +1,10 @@
-"""One request settled: how it is decoded, and what its steps forward.
+"""How a request is settled: what decodes it, and what its steps forward.
 
 What it wishes (params.py) meets what its server is (config.py). Scheduler and worker
 each settle a request, and come to the same; so does the API process, which refuses what
 they could not do, because an exception there would end the engine.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -14,15 +13,15 @@ from vllm_dllm import span
 from vllm_dllm.decoding.registry import BUFFERED, get_rule
 from vllm_dllm.params import (
     BUFFER_FIELDS,
-    FULL_ATTENTION_FIELDS,
     MAX_STEPS,
     NUMERIC_FIELDS,
     PREFIX,
-    CachePolicy,
     DllmParams,
     describe,
 )
 from vllm_dllm.quoting import quoted
+from vllm_dllm.regimes.registry import regime_of
+from vllm_dllm.settled import Decoding
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -31,62 +30,9 @@ if TYPE_CHECKING:
 
 MAX_CREDIT_BLOCK = 256
 """credit keeps a token and a number for each pair of positions of a block."""
-LONGEST_ROUNDING = 128
-"""Full attention: a block that is longer than this is no longer than the answer."""
 GRAMMAR_RULE = "sequential"
 """What decodes an answer that has to follow a grammar, one token per step: what the
 grammar allows at a position is known when all tokens before it are."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How a request is decoded; for what is not said here see `DllmParams`."""
-
-    algorithm: str
-    """The rule's own name: where a family means another rule by the name that was
-    asked for, that one's."""
-    block_length: int
-    parameters: dict[str, int | float]
-    """Exactly the `parameters` of the rule; `steps` are those of one block."""
-    max_nfe: int | None
-    cache: CachePolicy
-    cfg_scale: float
-    logits_eos_inf: bool
-    confidence_eos_eot_inf: bool
-    suffix_token_ids: tuple[int, ...]
-    return_trajectory: bool
-    stream_drafts: bool
-    buffer_size: int
-    add_block_threshold: float
-    token_stability_threshold: float
-
-    @classmethod
-    def of(
-        cls,
-        wishes: DllmParams,
-        algorithm: str,
-        block_length: int,
-        steps: int,
-        buffer_size: int = 1,
-    ) -> "Decoding":
-        """What is wished, with the answers to what a wish leaves open."""
-        values = wishes.model_dump() | {"steps": steps}
-        return cls(
-            algorithm=algorithm,
-            block_length=block_length,
-            parameters={p: values[p] for p in get_rule(algorithm).parameters},
-            max_nfe=wishes.max_nfe,
-            cache=wishes.cache,
-            cfg_scale=wishes.cfg_scale,
-            logits_eos_inf=wishes.logits_eos_inf,
-            confidence_eos_eot_inf=wishes.confidence_eos_eot_inf,
-            suffix_token_ids=tuple(wishes.suffix_token_ids),
-            return_trajectory=wishes.return_trajectory,
-            stream_drafts=wishes.stream_drafts,
-            buffer_size=buffer_size,
-            add_block_threshold=wishes.add_block_threshold,
-            token_stability_threshold=wishes.token_stability_threshold,
-        )
 
 
 def decoding_of(
@@ -108,14 +54,17 @@ def resolve(
     Raises:
         ValueError: as `wishes_of`, and for a block that becomes too long.
     """
-    wishes = wishes_of(extra_args, config, follows_grammar)
+    wishes, regime = (
+        wishes_of(extra_args, config, follows_grammar),
+        regime_of(config.facts),
+    )
     rule, size = rule_of(wishes, config), wishes.buffer_size
-    block = block_of_an_answer(wishes, config, max_tokens)
+    block = regime.block_of_an_answer(wishes, config, max_tokens)
     refuse_long_credit(rule, block)
     if follows_grammar:
         steps = block
     else:
-        steps = steps_of_a_block(wishes, config, block, max_tokens)
+        steps = regime.steps_of_a_block(wishes, config, block, max_tokens)
     if "time" in get_rule(rule).needs:
         if f"{PREFIX}steps" in (extra_args or {}):
             refuse_idle_steps(wishes, steps, block)
@@ -166,13 +115,10 @@ def wishes_of(
             f"{wishes.algorithm!r}, which uses "
             f"{', '.join(PREFIX + used for used in sorted(parameters))}"
         )
-    if config.facts.full_attention:
-        _check_full_attention(wishes, config)
-    else:
-        _check_block_causal(wishes, own, config)
-        if "steps" in own and "time" in get_rule(rule).needs:
-            refuse_idle_steps(wishes, wishes.steps or 1, config.block)
-    if (block := default_block(wishes, config)) is not None:
+    regime_of(config.facts).check_wishes(wishes, own, config)
+    if config.facts.fixed_block and "steps" in own and "time" in get_rule(rule).needs:
+        refuse_idle_steps(wishes, wishes.steps or 1, config.block)
+    if (block := wishes.block_length or config.block_size) is not None:
         refuse_long_credit(rule, block)
     return wishes
 
@@ -192,7 +138,7 @@ def _with_buffer(
     if wishes.buffer_size == 1:
         return wishes
     why = None
-    if config.facts.full_attention:
+    if not regime_of(config.facts).has_buffers:
         why = "is for block-causal models"
     elif wishes.algorithm not in BUFFERED:
         why = (
@@ -206,36 +152,6 @@ def _with_buffer(
     return wishes.model_copy(update={"buffer_size": 1})
 
 
-def default_block(wishes: DllmParams, config: "DllmConfig") -> int | None:
-    """The block length of a request; None where it is that of the answer."""
-    return wishes.block_length or config.block_size
-
-
-def block_of_an_answer(
-    wishes: DllmParams, config: "DllmConfig", max_tokens: int
-) -> int:
-    """The block length of an answer that has at most `max_tokens`.
-
-    With full attention an answer is rounded up to whole blocks, and a block that is
-    much longer than the answer would be masks that nobody asked for.
-    """
-    block = default_block(wishes, config) or max_tokens
-    if config.facts.full_attention:
-        return min(block, max(max_tokens, LONGEST_ROUNDING))
-    return block
-
-
-def steps_of_a_block(
-    wishes: DllmParams, config: "DllmConfig", block: int, max_tokens: int
-) -> int:
-    """With full attention, the authors spread `steps` over all blocks of the answer."""
-    steps = block if wishes.steps is None else wishes.steps
-    if config.facts.full_attention:
-        blocks = 1 if wishes.steps is None else max(1, -(-max_tokens // block))
-        return max(1, steps // blocks)
-    return min(steps, max_tokens) if config.cap_steps else steps
-
-
 def _decode_in_order(wishes: DllmParams, own: dict[str, Any]) -> DllmParams:
     """Replace the server's rule and steps; the request's own can only be refused."""
     in_order = {"algorithm": GRAMMAR_RULE, "steps": None, "buffer_size": 1}
@@ -247,44 +163,6 @@ def _decode_in_order(wishes: DllmParams, own: dict[str, Any]) -> DllmParams:
                 f"({PREFIX}algorithm={GRAMMAR_RULE!r}); leave it out"
             )
     return wishes.model_copy(update=in_order)
-
-
-def _check_block_causal(
-    wishes: DllmParams, own: dict[str, Any], config: "DllmConfig"
-) -> None:
-    for name in FULL_ATTENTION_FIELDS:
-        if name in own:
-            raise ValueError(
-                f"{PREFIX}{name}={quoted(own[name])} has no meaning for a block-causal "
-                "model, whose KV cache is exact; it is for models with full attention"
-            )
-    if wishes.block_length not in (None, config.block):
-        raise ValueError(
-            f"{PREFIX}block_length={wishes.block_length} is not the block size of this "
-            f"server, {config.block}, which the checkpoint was trained with"
-        )
-
-
-def _check_full_attention(wishes: DllmParams, config: "DllmConfig") -> None:
-    if config.facts.eos_token_id is None:
-        for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
-            if getattr(wishes, name):
-                raise ValueError(
-                    f"{PREFIX}{name}=True: the checkpoint names no end of the text "
-                    "(eos_token_id)"
-                )
-    for token in wishes.suffix_token_ids:
-        if token >= config.facts.vocab_size:
-            raise ValueError(
-                f"{PREFIX}suffix_token_ids: {quoted(token)} is not in the vocabulary; "
-                f"allowed: 0 to {config.facts.vocab_size - 1}"
-            )
-    longest = config.facts.max_model_len
-    if wishes.block_length is not None and wishes.block_length > longest:
-        raise ValueError(
-            f"{PREFIX}block_length={wishes.block_length} is longer than any answer; "
-            f"allowed: 1 to {longest} (max_model_len)"
-        )
 
 
 def refuse_idle_steps(wishes: DllmParams, steps: int, block: int) -> None:
@@ -310,23 +188,5 @@ def plan_of(
     decoding: Decoding, config: "DllmConfig", prompt_len: int, max_tokens: int
 ) -> span.Plan:
     """What the steps of a request forward; `decoding` is that of `max_tokens`."""
-    if not config.facts.full_attention:
-        block = decoding.block_length
-        if decoding.buffer_size == 1:
-            return span.BlockCausal(span.Grid(0, block, span.UNBOUNDED))
-        end = span.round_up(prompt_len + max_tokens, block)
-        grid = span.Grid(0, block, end)
-        return span.Buffered(grid, prompt_len, decoding.buffer_size)
-    suffix = len(decoding.suffix_token_ids)
-    grid = span.full_attention_grid(
-        prompt_len,
-        max_tokens,
-        decoding.block_length,
-        config.facts.max_model_len,
-        infills=suffix > 0,
-    )
-    plan = span.FullAttention(grid, decoding.cache, suffix=suffix)
-    if decoding.cfg_scale > 0:
-        branch = span.round_up(plan.end, config.facts.page_size)
-        plan = plan._replace(branch=branch)
-    return plan
+    regime = regime_of(config.facts)
+    return regime.plan(decoding, config, prompt_len, max_tokens)

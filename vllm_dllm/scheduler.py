@@ -16,9 +16,9 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
+from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.span import Span
@@ -30,9 +30,10 @@ class BlockDiffusionScheduler(Scheduler):
         model_config = self.vllm_config.model_config
         self.config = DllmConfig.of(model_config)
         self.max_request_len: int = model_config.max_model_len
-        if not self.config.facts.full_attention:
-            # A canvas ends on a block border, which may lie past the longest request.
-            self.max_model_len = span.round_up(self.max_request_len, self.config.block)
+        self.regime = regime_of(self.config.facts)
+        self.max_model_len = self.regime.end_of_canvas(
+            self.config, self.max_request_len
+        )
         self.progress: WeakKeyDictionary[Request, Progress] = WeakKeyDictionary()
         self.unplanned_tokens = 0
         self.ending = StepPlan({})
@@ -83,7 +84,7 @@ class BlockDiffusionScheduler(Scheduler):
         budget = num_new_tokens
         is_new = request.status != RequestStatus.RUNNING
         ends_prefill = num_computed_tokens + num_new_tokens == request.num_tokens
-        if (is_new and ends_prefill) or self.config.facts.full_attention:
+        if (is_new and ends_prefill) or self.regime.forwards_whole:
             budget = min(wanted.length, self.unplanned_tokens)
         length = plan.clip(wanted, budget).length
         self.unplanned_tokens -= length

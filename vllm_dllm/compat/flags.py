@@ -55,6 +55,7 @@ def raise_token_budget(function: Callable[..., None]) -> Callable[..., None]:
     Removable when a model class can say that its prompts cannot be split.
     """
     from vllm_dllm.models.registry import FAMILIES
+    from vllm_dllm.regimes.registry import regime_of
 
     def set_defaults(
         self: "EngineArgs",
@@ -63,7 +64,7 @@ def raise_token_budget(function: Callable[..., None]) -> Callable[..., None]:
         *rest: Any,
     ) -> None:
         family = FAMILIES.get(model_config.architecture)
-        if family is None or not family.facts.full_attention:
+        if family is None or not regime_of(family.facts).forwards_whole:
             return function(self, usage_context, model_config, *rest)
         chunked, self.enable_chunked_prefill = self.enable_chunked_prefill, False
         try:

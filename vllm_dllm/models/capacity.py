@@ -1,5 +1,6 @@
 """Pages and budgets: what the engine is told so that every span has room."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
@@ -8,11 +9,18 @@ from vllm.platforms import current_platform
 from vllm_dllm import span
 from vllm_dllm.config import KEY, DllmConfig
 from vllm_dllm.decoding.registry import BUFFERED
+from vllm_dllm.regimes.registry import regime_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = init_logger("vllm.dllm")  # in vLLM's tree, or nobody sees it
+
+
+def make_room(vllm_config: "VllmConfig", config: DllmConfig) -> None:
+    """Tell the engine what the model's attention asks of it, or refuse what it was
+    told."""
+    OF_ATTENTION[config.facts.attention](vllm_config, config)
 
 
 def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
@@ -71,7 +79,7 @@ def refuse_idle_buffer(config: DllmConfig) -> None:
     if config.buffer_size == 1:
         return
     given = f"{KEY}.buffer_size={config.buffer_size}"
-    if config.facts.full_attention:
+    if not regime_of(config.facts).has_buffers:
         raise ValueError(f"{given} is for block-causal models; leave it out")
     if config.algorithm not in BUFFERED:
         raise ValueError(
@@ -122,3 +130,9 @@ def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
     hf_config.max_position_embeddings = span.round_up(
         hf_config.max_position_embeddings, block
     )
+
+
+OF_ATTENTION: dict[str, Callable[["VllmConfig", DllmConfig], None]] = {
+    "block_causal": forward_whole_blocks,
+    "full": forward_whole_requests,
+}

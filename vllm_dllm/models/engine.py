@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 
 from vllm_dllm.config import KEY, DllmConfig
-from vllm_dllm.models.capacity import forward_whole_blocks, forward_whole_requests
+from vllm_dllm.models.capacity import make_room
 from vllm_dllm.models.sources import (
     checkpoint_fields,
     engine_facts,
@@ -70,10 +70,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         model_config.hf_config.canvas_length = canvas
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=canvas)
 
-        if config.facts.full_attention:
-            forward_whole_requests(vllm_config, config)
-        else:
-            forward_whole_blocks(vllm_config, config)
+        make_room(vllm_config, config)
         facts = engine_facts(vllm_config, config)
         config.with_facts(facts).attach(model_config)
         vllm_config.attention_config.use_non_causal = True

@@ -9,7 +9,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.decoding.time_grid import time_grid
 from vllm_dllm.params import NUMERIC_FIELDS
-from vllm_dllm.request import Decoding
+from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.memory import BlockTable
 
 

@@ -12,7 +12,7 @@ from vllm_dllm.config import Facts
 from vllm_dllm.ops.candidate import TILE, Candidates, candidates, entropy, margin
 from vllm_dllm.ops.noise import uniform
 from vllm_dllm.ops.sample import SamplingFilters, sample
-from vllm_dllm.request import Decoding
+from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.logits import LogitsRules
 

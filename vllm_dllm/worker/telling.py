@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_dllm.report import Draft, StepReport
-from vllm_dllm.request import Decoding
+from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 

@@ -12,7 +12,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.request import Decoding
+from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Plan
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.buffers import Buffers

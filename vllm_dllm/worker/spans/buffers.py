@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from vllm_dllm.request import Decoding
+from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Buffered, Plan
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.block_rows import BlockRows, OpenBlocks

@@ -9,7 +9,7 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.request import Decoding
+from vllm_dllm.settled import Decoding
 from vllm_dllm.span import FullAttention, Plan
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch

@@ -1,0 +1,1 @@
+"""What each attention allows a request, and how its steps are planned."""

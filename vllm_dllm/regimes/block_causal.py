@@ -1,0 +1,76 @@
+"""Block-causal: a position sees its own block and those before it."""
+
+from typing import Any
+
+from vllm_dllm import span
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.params import FULL_ATTENTION_FIELDS, PREFIX, DllmParams
+from vllm_dllm.quoting import quoted
+from vllm_dllm.regimes.base import Regime
+from vllm_dllm.settled import Decoding
+
+
+class BlockCausalRegime(Regime):
+    has_buffers = True
+    forwards_whole = False
+
+    def check_wishes(
+        self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
+    ) -> None:
+        for name in FULL_ATTENTION_FIELDS:
+            if name in own:
+                raise ValueError(
+                    f"{PREFIX}{name}={quoted(own[name])} has no meaning for a "
+                    "block-causal model, whose KV cache is exact; it is for models "
+                    "with full attention"
+                )
+        if wishes.block_length not in (None, config.block):
+            raise ValueError(
+                f"{PREFIX}block_length={wishes.block_length} is not the block size of "
+                f"this server, {config.block}, which the checkpoint was trained with"
+            )
+
+    def block_of_an_answer(
+        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
+    ) -> int:
+        return config.block
+
+    def steps_of_a_block(
+        self, wishes: DllmParams, config: DllmConfig, block: int, max_tokens: int
+    ) -> int:
+        steps = block if wishes.steps is None else wishes.steps
+        return min(steps, max_tokens) if config.cap_steps else steps
+
+    def plan(
+        self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
+    ) -> span.Plan:
+        block = decoding.block_length
+        if decoding.buffer_size == 1:
+            return span.BlockCausal(span.Grid(0, block, span.UNBOUNDED))
+        end = span.round_up(prompt_len + max_tokens, block)
+        grid = span.Grid(0, block, end)
+        return span.Buffered(grid, prompt_len, decoding.buffer_size)
+
+    def check_plan(
+        self,
+        plan: span.Plan,
+        decoding: Decoding,
+        config: DllmConfig,
+        prompt_len: int,
+        max_tokens: int,
+    ) -> None:
+        if not isinstance(plan, span.Buffered):
+            return
+        first = plan.first(None)
+        forwarded = plan.span(first, plan.prompt, None).length
+        for name, limit in config.facts.budgets.items():
+            if forwarded > limit:
+                raise ValueError(
+                    f"{PREFIX}buffer_size={plan.size}: blocks of {plan.grid.block} "
+                    f"tokens are {forwarded} tokens in flight, which one forward must "
+                    f"hold; allowed: {limit} ({name})"
+                )
+
+    def end_of_canvas(self, config: DllmConfig, length: int) -> int:
+        # A canvas ends on a block border, which may lie past the longest request.
+        return span.round_up(length, config.block)

@@ -1,0 +1,106 @@
+"""Full attention: every position sees the whole sequence, and the canvas is the answer.
+
+A request chooses the length of its blocks; a step forwards all of it or waits.
+"""
+
+from typing import Any
+
+from vllm_dllm import span
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.quoting import quoted
+from vllm_dllm.regimes.base import Regime
+from vllm_dllm.settled import Decoding
+
+LONGEST_ROUNDING = 128
+"""A block that is longer than this is no longer than the answer."""
+
+
+class FullAttentionRegime(Regime):
+    has_buffers = False
+    forwards_whole = True
+
+    def check_wishes(
+        self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
+    ) -> None:
+        facts = config.facts
+        if facts.eos_token_id is None:
+            for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
+                if getattr(wishes, name):
+                    raise ValueError(
+                        f"{PREFIX}{name}=True: the checkpoint names no end of the text "
+                        "(eos_token_id)"
+                    )
+        for token in wishes.suffix_token_ids:
+            if token >= facts.vocab_size:
+                raise ValueError(
+                    f"{PREFIX}suffix_token_ids: {quoted(token)} is not in the "
+                    f"vocabulary; allowed: 0 to {facts.vocab_size - 1}"
+                )
+        longest = facts.max_model_len
+        if wishes.block_length is not None and wishes.block_length > longest:
+            raise ValueError(
+                f"{PREFIX}block_length={wishes.block_length} is longer than any "
+                f"answer; allowed: 1 to {longest} (max_model_len)"
+            )
+
+    def block_of_an_answer(
+        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
+    ) -> int:
+        # An answer is rounded up to whole blocks, and a block that is much longer than
+        # the answer would be masks that nobody asked for.
+        block = wishes.block_length or config.block_size or max_tokens
+        return min(block, max(max_tokens, LONGEST_ROUNDING))
+
+    def steps_of_a_block(
+        self, wishes: DllmParams, config: DllmConfig, block: int, max_tokens: int
+    ) -> int:
+        # The authors spread `steps` over all blocks of the answer.
+        if wishes.steps is None:
+            return block
+        return max(1, wishes.steps // max(1, -(-max_tokens // block)))
+
+    def plan(
+        self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
+    ) -> span.Plan:
+        suffix = len(decoding.suffix_token_ids)
+        grid = span.full_attention_grid(
+            prompt_len,
+            max_tokens,
+            decoding.block_length,
+            config.facts.max_model_len,
+            infills=suffix > 0,
+        )
+        plan = span.FullAttention(grid, decoding.cache, suffix=suffix)
+        if decoding.cfg_scale > 0:
+            branch = span.round_up(plan.end, config.facts.page_size)
+            plan = plan._replace(branch=branch)
+        return plan
+
+    def check_plan(
+        self,
+        plan: span.Plan,
+        decoding: Decoding,
+        config: DllmConfig,
+        prompt_len: int,
+        max_tokens: int,
+    ) -> None:
+        longest = plan.span(0, prompt_len, None)
+        facts = config.facts
+        limits = facts.budgets | {"max_model_len": facts.max_model_len}
+        for name, limit in limits.items():
+            if longest.length > limit:
+                suffix = f" and the suffix ({len(decoding.suffix_token_ids)} tokens)"
+                twice = f", twice with {PREFIX}cfg_scale={decoding.cfg_scale}"
+                raise ValueError(
+                    f"the prompt ({prompt_len} tokens) and the canvas "
+                    f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
+                    f"blocks of {decoding.block_length})"
+                    f"{suffix if decoding.suffix_token_ids else ''}"
+                    f"{twice if longest.branch else ''} "
+                    f"are {longest.length} tokens, which one forward must hold; "
+                    f"allowed: {limit} ({name}). Ask for a smaller max_tokens."
+                )
+
+    def end_of_canvas(self, config: DllmConfig, length: int) -> int:
+        return length

@@ -1,0 +1,58 @@
+"""Decoding: one request's wishes, settled against its server."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from vllm_dllm.decoding.registry import get_rule
+from vllm_dllm.params import CachePolicy, DllmParams
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a request is decoded; for what is not said here see `DllmParams`."""
+
+    algorithm: str
+    """The rule's own name: where a family means another rule by the name that was
+    asked for, that one's."""
+    block_length: int
+    parameters: dict[str, int | float]
+    """Exactly the `parameters` of the rule; `steps` are those of one block."""
+    max_nfe: int | None
+    cache: CachePolicy
+    cfg_scale: float
+    logits_eos_inf: bool
+    confidence_eos_eot_inf: bool
+    suffix_token_ids: tuple[int, ...]
+    return_trajectory: bool
+    stream_drafts: bool
+    buffer_size: int
+    add_block_threshold: float
+    token_stability_threshold: float
+
+    @classmethod
+    def of(
+        cls,
+        wishes: DllmParams,
+        algorithm: str,
+        block_length: int,
+        steps: int,
+        buffer_size: int = 1,
+    ) -> Self:
+        """What is wished, with the answers to what a wish leaves open."""
+        values = wishes.model_dump() | {"steps": steps}
+        return cls(
+            algorithm=algorithm,
+            block_length=block_length,
+            parameters={p: values[p] for p in get_rule(algorithm).parameters},
+            max_nfe=wishes.max_nfe,
+            cache=wishes.cache,
+            cfg_scale=wishes.cfg_scale,
+            logits_eos_inf=wishes.logits_eos_inf,
+            confidence_eos_eot_inf=wishes.confidence_eos_eot_inf,
+            suffix_token_ids=tuple(wishes.suffix_token_ids),
+            return_trajectory=wishes.return_trajectory,
+            stream_drafts=wishes.stream_drafts,
+            buffer_size=buffer_size,
+            add_block_threshold=wishes.add_block_threshold,
+            token_stability_threshold=wishes.token_stability_threshold,
+        )
