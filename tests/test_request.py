@@ -216,14 +216,15 @@ def test_a_wish_about_an_end_that_nobody_knows_is_refused(field: str) -> None:
 def test_names_of_rules_mean_what_the_familys_authors_mean(
     architecture: str, rule: str
 ) -> None:
-    """`threshold` is `>` for LLaDA2 and SDAR, `>=` for Fast-dLLM; `entropy` is one of
-    Dream's own rules in Dream's scripts."""
+    """`threshold` is `>` for LLaDA2 and SDAR, `>=` for Fast-dLLM and Stable-DiffCoder;
+    `entropy` is one of Dream's own rules in Dream's scripts."""
     family = FAMILIES[architecture]
     facts = family.facts
     base = {"mask_token_id": 255, "block_size": 32}
     config = DllmConfig.build(base, facts=facts)
     meant = ALIASES.get(rule, rule)
-    if facts.full_attention and meant == "threshold":
+    inclusive = facts.full_attention or architecture == "StableDiffcoderForCausalLM"
+    if inclusive and meant == "threshold":
         meant = "confidence_threshold"
     if architecture == "DreamModel" and meant == "entropy":
         meant = "neg_entropy"

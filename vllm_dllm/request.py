@@ -126,8 +126,9 @@ def wishes_of(
 def rule_of(wishes: DllmParams, config: "DllmConfig") -> str:
     """The rule's own name: what the authors of the model's family call so, and what it
     is with several blocks in flight."""
-    rule = config.facts.rule_names.get(wishes.algorithm, wishes.algorithm)
-    return BUFFERED[rule] if wishes.buffer_size > 1 else rule
+    if wishes.buffer_size > 1:
+        return BUFFERED[wishes.algorithm]
+    return config.facts.rule_names.get(wishes.algorithm, wishes.algorithm)
 
 
 def _with_buffer(

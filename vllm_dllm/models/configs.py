@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from vllm_dllm.quoting import quoted
 
@@ -209,3 +215,10 @@ class DreamConfig(Qwen2Config):
     """Dream, Dream-Coder, DiffuCoder: Qwen2 weights trained to decode in any order."""
 
     model_type = "Dream"
+
+
+class StableDiffcoderConfig(LlamaConfig):
+    """Stable-DiffCoder: Llama weights trained with block diffusion. Its checkpoints call
+    themselves `llama`, which is what vLLM's own Llama is found by."""
+
+    model_type = "stable_diffcoder"

@@ -33,6 +33,13 @@ class Family:
 
 _LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
 _SDAR = {"block_size": 4, "threshold": 0.85}
+# The mask is a default of the authors' `generate`; their config.json has none.
+_STABLE_DIFFCODER = {
+    "block_size": 4,
+    "algorithm": "low_confidence",
+    "threshold": 0.95,
+    "mask_token_id": 5,
+}
 _LLADA = {"block_size": 32, "algorithm": "low_confidence"}
 _DREAM = {"algorithm": "neg_entropy"}
 _LLADA_FACTS = Facts(
@@ -77,6 +84,14 @@ FAMILIES: dict[str, Family] = {
         config="SDARMoeConfig",
         defaults=_SDAR,
         mask_tokens=("<|MASK|>",),
+    ),
+    "StableDiffcoderForCausalLM": Family(
+        model="vllm_dllm.models.stable_diffcoder:StableDiffcoderForCausalLM",
+        config="StableDiffcoderConfig",
+        defaults=_STABLE_DIFFCODER,
+        facts=Facts(rule_names={"threshold": "confidence_threshold"}),
+        mask_tokens=("<[MASK]>",),
+        generation=_GREEDY,
     ),
     "LLaDAModelLM": Family(
         model="vllm_dllm.models.llada:LLaDAModelLM",
