@@ -1,4 +1,4 @@
-"""Stable-DiffCoder against its reference; no golden checkpoint has this architecture."""
+"""Stable-DiffCoder against its reference; no golden checkpoint is one."""
 
 import json
 from collections.abc import Iterator

@@ -218,7 +218,9 @@ class DreamConfig(Qwen2Config):
 
 
 class StableDiffcoderConfig(LlamaConfig):
-    """Stable-DiffCoder: Llama weights trained with block diffusion. Its checkpoints call
-    themselves `llama`, which is what vLLM's own Llama is found by."""
+    """Stable-DiffCoder: Llama weights trained with block diffusion.
+
+    Its checkpoints call themselves `llama`, a name that stays vLLM's.
+    """
 
     model_type = "stable_diffcoder"
