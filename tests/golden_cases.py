@@ -20,6 +20,7 @@ from tests.reference import (
     llada_generate,
     sdar_generate,
 )
+from tests.reference.diffullama import DiffuLlama, generate_samples
 from tests.reference.dream import Dream
 from tests.reference.kv_cache import Cache
 from tests.reference.llada import LLaDA
@@ -31,6 +32,8 @@ MASK, EOS = 255, 1
 
 RULES = {"llada2": "threshold"}
 """Names in the case files that are not one of ours, nor an alias."""
+UNREAD = {"temperature"}
+"""Fields in the case files that say what holds for all."""
 DREAM_MEASURES = {"threshold": "maskgit_plus"}
 """Rules of ours that differ from one of Dream's by more than their measure."""
 
@@ -58,6 +61,8 @@ class Case:
     confidence_eos_eot_inf: bool = False
     suffix: Sequence[int] = ()
     """What follows the answer."""
+    reveals: list[list[int]] | None = None
+    """What was drawn by lot: positions of the answer that each step decides."""
     tokens: list[int] | None = None
     nfe: int | None = None
     """Forwards that the authors' code used."""
@@ -69,7 +74,12 @@ class Case:
 
     @property
     def full_attention(self) -> bool:
-        return self.checkpoint.startswith(("llada-", "dream-"))
+        return self.checkpoint.startswith(("llada-", "dream-", "diffullama-"))
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether every server must answer so; else those with the same lots."""
+        return self.reveals is None or len(self.reveals) == 1
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -141,6 +151,8 @@ class Case:
                 suffix=self.suffix,
             )
             return tokens, nfe // (2 if self.cfg_scale else 1)
+        if self.reveals is not None:
+            return generate_samples(model, self.prompt, self.reveals, MASK)
         common = {"mask_id": MASK, "steps": self.steps, "eps": self.eps or 1e-3}
         common["suffix"] = self.suffix
         if self.cfg_scale:
@@ -192,6 +204,7 @@ MODELS: dict[str, type[Model]] = {
     "llada2": LLaDA2Moe,
     "llada-": LLaDA,
     "dream": Dream,
+    "diffullama": DiffuLlama,
 }
 
 
@@ -207,13 +220,27 @@ def model_class(checkpoint: str) -> type[Model]:
 
 
 def golden_cases(checkpoint: str, block_length: int | None = None) -> list[Case]:
-    """Those with that block length; None for all."""
+    """Those with that block length; None for all. Without those drawn by lot."""
+    return [
+        case
+        for case in recorded_cases(checkpoint)
+        if case.is_deterministic and block_length in (None, case.block_length)
+    ]
+
+
+def recorded_cases(checkpoint: str) -> list[Case]:
+    """All that the authors' code answered."""
     lines = (GOLDEN / checkpoint / "cases.jsonl").read_text().splitlines()
-    cases = [
-        Case(**{"checkpoint": checkpoint, "block_length": None, **json.loads(line)})
+    return [
+        Case(
+            **{
+                "checkpoint": checkpoint,
+                "block_length": None,
+                **{k: v for k, v in json.loads(line).items() if k not in UNREAD},
+            }
+        )
         for line in lines
     ]
-    return [case for case in cases if block_length in (None, case.block_length)]
 
 
 def new_cases(

@@ -45,6 +45,8 @@ LORA = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank"
 """Fewer adapters in a batch than tests/test_adapters.py has. Requests without one do
 not feel it: the golden tests hold with it (`sdar16`, `llada`, `dream`) and without
 (`sdar4`, the servers)."""
+DIFFULLAMA = {"hf_overrides": {"architectures": ["DiffuLlamaModel"]}}
+"""Its checkpoints call themselves a Llama."""
 
 OFFLINE = {
     "sdar4": EngineSpec("sdar-pub0", 4),
@@ -70,6 +72,7 @@ OFFLINE = {
     # Full attention: requests choose their block length.
     "llada": EngineSpec("llada-pub0", options=LORA),
     "dream": EngineSpec("dream-pub0", options=LORA),
+    "diffullama": EngineSpec("diffullama-pub0", options=DIFFULLAMA),
     # JSON without spaces, of which there may be any number.
     "tiny-llada": EngineSpec(
         str(MODELS / "tiny-llada"),

@@ -14,7 +14,10 @@ from tests.golden_cases import (
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
-ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32", *FULL_ATTENTION)
+ALL = (
+    *("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32"),
+    *(*FULL_ATTENTION, "diffullama"),
+)
 
 
 def cases_of(engine: Engine) -> list[Case]:

@@ -1,21 +1,14 @@
-"""random: a fixed number of tokens per step, at positions drawn by lot.
+"""random_order: each mask by itself, so that all orders are equally likely.
 
-Source: LLaDA `generate` (`remasking="random"`): as low_confidence, but the n_k
-positions of a step are those with the largest u_i, uniform noise, drawn afresh in
-every step.
+Source: DiffuLLaMA `generate_samples`. Of `steps` steps, step k makes each masked
+position a token with probability 1 / (steps - k); a step may decide nothing, the last
+one decides all. As Dream's `origin`, whose time would have to end at nothing.
 """
 
 from typing import ClassVar
 
-import torch
-
-from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
+from vllm_dllm.decoding.time_grid import Origin
 
 
-class RandomOrder(SelectingRule):
+class RandomOrder(Origin):
     parameters: ClassVar[frozenset[str]] = frozenset({"steps"})
-    needs: ClassVar[frozenset[str]] = frozenset({"noise"})
-
-    def select(self, canvas: CanvasStep) -> torch.Tensor:
-        assert canvas.noise is not None
-        return best(canvas.noise, canvas.masked, canvas.quota())

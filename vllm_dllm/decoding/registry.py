@@ -10,7 +10,7 @@ RULES: dict[str, str] = {
     "low_confidence": "vllm_dllm.decoding.low_confidence:LowConfidence",
     "threshold": "vllm_dllm.decoding.threshold:Threshold",
     "sequential": "vllm_dllm.decoding.sequential:Sequential",
-    "random": "vllm_dllm.decoding.random_order:RandomOrder",
+    "random": "vllm_dllm.decoding.random_positions:RandomPositions",
     "margin": "vllm_dllm.decoding.margin:Margin",
     "entropy": "vllm_dllm.decoding.entropy:Entropy",
     "entropy_bounded": "vllm_dllm.decoding.entropy_bounded:EntropyBounded",
@@ -25,6 +25,7 @@ RULES: dict[str, str] = {
     "topk_margin": "vllm_dllm.decoding.time_grid:TopkMargin",
     "neg_entropy": "vllm_dllm.decoding.time_grid:NegEntropy",
     "origin": "vllm_dllm.decoding.time_grid:Origin",
+    "random_order": "vllm_dllm.decoding.random_order:RandomOrder",
 }
 
 BUFFERED: dict[str, str] = {

@@ -18,11 +18,14 @@ def time_grid(steps: int, eps: float) -> torch.Tensor:
 
     Dream's `diffusion_generate`: time falls from 1 to `eps` in `steps` equal steps, and
     a step goes from t to s. float32 throughout, as there: rounding decides how many
-    tokens a step takes.
+    tokens a step takes. With `eps` 0, where there is nothing to round, exactly one of
+    the steps that are left.
 
     Returns:
         [steps] float32.
     """
+    if eps == 0:
+        return 1 / torch.arange(steps, 0, -1)
     time = torch.linspace(1, eps, steps + 1)
     share = 1 - time[1:] / time[:-1]
     share[-1] = 1.0

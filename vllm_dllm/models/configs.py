@@ -224,3 +224,12 @@ class StableDiffcoderConfig(LlamaConfig):
     """
 
     model_type = "stable_diffcoder"
+
+
+class DiffuLlamaConfig(LlamaConfig):
+    """DiffuLLaMA: Llama weights trained to decode in any order.
+
+    Nothing in its checkpoints tells it from a Llama: a user must say what it is.
+    """
+
+    model_type = "diffullama"

@@ -113,6 +113,13 @@ FAMILIES: dict[str, Family] = {
         stop_tokens=("<|endoftext|>", "<|im_end|>"),
         generation={"temperature": 0.0, "max_tokens": 512},
     ),
+    "DiffuLlamaModel": Family(
+        model="vllm_dllm.models.diffullama:DiffuLlamaModel",
+        config="DiffuLlamaConfig",
+        defaults={"algorithm": "random_order", "steps": 64},
+        facts=_DREAM_FACTS,
+        generation={"temperature": 0.9, "top_p": 0.9},
+    ),
 }
 """HF `architectures[0]` -> family. Not keyed by `model_type`, which families share."""
 

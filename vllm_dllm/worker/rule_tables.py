@@ -43,8 +43,9 @@ class RuleTables:
         self.algorithm[slot] = decoding.algorithm
         self.revises[slot] = rule.revises
         if "time" in rule.needs:
-            steps, eps = decoding.parameters["steps"], decoding.parameters["eps"]
-            self._set_time(slot, time_grid(int(steps), eps))
+            steps = int(decoding.parameters["steps"])
+            eps = decoding.parameters.get("eps", 0)
+            self._set_time(slot, time_grid(steps, eps))
         for name, dtype in rule.memory.items():
             if name not in self.memory:
                 shape = (block, block)  # position and step

@@ -1,9 +1,9 @@
 """random against spec B1 (`remasking="random"`), written with loops."""
 
 from tests.decoding.canvas_steps import BATCHES, Row, uniform_row, written
-from vllm_dllm.decoding.random_order import RandomOrder
+from vllm_dllm.decoding.random_positions import RandomPositions
 
-RULE = RandomOrder()
+RULE = RandomPositions()
 
 
 def by_hand(row: Row) -> set[int]:
