@@ -17,7 +17,15 @@ from vllm_dllm.decoding.registry import ALIASES, RULES
 from vllm_dllm.params import choices_of, kind_of
 from vllm_dllm.quoting import quoted
 
-FLAGS = ("block_size", "algorithm", "threshold", "steps", "cache", "buffer_size")
+FLAGS = (
+    "block_size",
+    "mask_token_id",
+    "algorithm",
+    "threshold",
+    "steps",
+    "cache",
+    "buffer_size",
+)
 """Fields of `DllmConfig` that have a flag of their own."""
 
 
