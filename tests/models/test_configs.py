@@ -233,3 +233,15 @@ def test_a_router_of_llada2_has_a_bias_with_sigmoid_alone() -> None:
         LLaDA2MoeConfig(**softmax)
     with pytest.raises(ValueError, match="score_function='tanh' is not supported"):
         LLaDA2MoeConfig(score_function="tanh")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("expert_capacity", 48), ("delete_token_id", 253), ("split_token_id", 254)],
+)
+def test_a_checkpoint_of_llada2_2_is_refused(field: str, value: int) -> None:
+    """Its weights are those of 2.1 by name and shape: it would load, and answer
+    nonsense."""
+    with pytest.raises(ValueError, match=f"{field}={value} is not supported"):
+        LLaDA2MoeConfig(**{field: value})
+    LLaDA2MoeConfig(expert_capacity=0)

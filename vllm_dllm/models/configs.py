@@ -78,10 +78,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         self.routed_scaling_factor = routed_scaling_factor
         self.norm_topk_prob = norm_topk_prob
         self.score_function = score_function
-        refuse_other_values(
-            {"score_function": score_function},
-            {"score_function": ("sigmoid", "softmax")},
-        )
+        refuse_other_values(kwargs | {"score_function": score_function}, LLADA2_VALUES)
         if score_function != "sigmoid" and moe_router_enable_expert_bias:
             raise ValueError(
                 "config.json: moe_router_enable_expert_bias=True is not supported with "
@@ -99,6 +96,16 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         self.use_rmsnorm = True
         self.embedding_dropout = 0.0
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+
+LLADA2_VALUES: dict[str, tuple[Any, ...]] = {
+    "score_function": ("sigmoid", "softmax"),
+    # LLaDA2.2: routing by blocks, and tokens that move others.
+    "expert_capacity": (0,),
+    "delete_token_id": (),
+    "split_token_id": (),
+}
+"""Fields of LLaDA2's config.json, and the values whose computation we have."""
 
 
 class SDARConfig(Qwen3Config):
