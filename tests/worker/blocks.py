@@ -95,8 +95,8 @@ def state(desk: Desk, slot: int) -> State:
     a mask."""
     canvas = desk.slots.canvas
     return (
-        canvas.tokens.values[slot, 0].tolist(),
-        canvas.decided_at.values[slot, 0].tolist(),
+        canvas.tokens.values[slot].tolist(),
+        canvas.decided_at.values[slot].tolist(),
         int(canvas.step.values[slot, 0]),
         int(canvas.post_steps.values[slot, 0]),
     )

@@ -44,7 +44,7 @@ def test_masked_and_editable_partition_the_canvas(seed: int) -> None:
     """A position in neither is never decoded; one of the prompt would be changed."""
     rng = random.Random(seed)
     desk = new_desk()
-    table, requests = desk.slots.canvas.tokens.values[:, 0], []
+    table, requests = desk.slots.canvas.tokens.values, []
     for slot in range(SLOTS):
         rule = rng.choice(["threshold", "joint_threshold"])
         requests.append(add(desk, str(slot), slot, rule))
@@ -77,7 +77,7 @@ def test_mask_ids_among_known_tokens_are_no_masks() -> None:
     """A prompt may contain the mask token's text; it would be decoded over."""
     desk = new_desk()
     a = add(desk, "a", 1)
-    desk.slots.canvas.tokens.values[1, 0] = torch.tensor([MASK, MASK, 5, MASK])
+    desk.slots.canvas.tokens.values[1] = torch.tensor([MASK, MASK, 5, MASK])
     known = torch.full((SLOTS, 20), MASK)
     known[1, :6] = torch.tensor([1, MASK, 3, MASK, 5, MASK])
     batch = gather(desk, [a], [6])
@@ -165,7 +165,7 @@ def test_blocks_of_different_lengths_are_read_together(seed: int) -> None:
         grid = (origin, min(length, rng.randint(1, 12)), origin + length)
         rule = rng.choice(["threshold", "joint_threshold"])
         requests.append(add_full(desk, str(slot), slot, grid, algorithm=rule))
-    table = desk.slots.canvas.tokens.values[:, 0]
+    table = desk.slots.canvas.tokens.values
     for slot in range(SLOTS):
         tokens = [rng.choice([MASK, rng.randrange(MASK)]) for _ in table[slot]]
         table[slot] = torch.tensor(tokens)

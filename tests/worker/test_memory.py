@@ -94,9 +94,7 @@ def test_a_longer_block_leaves_those_of_other_slots_as_they_are() -> None:
     kept = remember(desk, 0, 4)
     b = add_full(desk, "b", 3, (20, 11, 31), algorithm="credit")
     canvas = desk.slots.canvas
-    assert (
-        canvas.tokens.values.shape == canvas.decided_at.values.shape == (SLOTS, 1, 11)
-    )
+    assert canvas.tokens.values.shape == canvas.decided_at.values.shape == (SLOTS, 11)
     tokens, decided_at, step, _ = state(desk, 0)
     assert tokens == [MASK, 7, 5, 6] + [MASK] * 7
     assert (decided_at[:4], step) == ([0, 1, 0, 0], 2)
@@ -134,7 +132,7 @@ def test_a_suspended_block_goes_on_in_a_canvas_of_another_width(
     after = state(desk, 3)
     assert [row[:own] for row in after[:2]] == [row[:own] for row in before[:2]]
     assert after[2:] == before[2:] == (2, 0)
-    assert after[0][own:] == [MASK] * (desk.slots.canvas.tokens.values.shape[2] - own)
+    assert after[0][own:] == [MASK] * (desk.slots.canvas.tokens.values.shape[1] - own)
     for table, part in zip(remembered(desk), kept, strict=True):
         assert torch.equal(table[3, :own, :own], part)
     assert gather(desk, [again], [5]).masked.sum() == own - 2

@@ -24,7 +24,7 @@ def test_a_position_without_a_row_is_never_written(rule: str, cache: str) -> Non
     logits, cached = TableLogits(0), 0
     while desk.running:
         block = request.plan.grid.start_of(request.known)
-        before = desk.slots.canvas.tokens.values[request.slot, 0, 0].item()
+        before = desk.slots.canvas.tokens.values[request.slot, 0].item()
         step = desk.step(logits)
         start = int(step.spans.start[0])
         if start > 0:

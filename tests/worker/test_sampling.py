@@ -300,7 +300,7 @@ def test_with_all_positions_of_the_blocks_the_candidates_are_the_same(
             for slot in some:
                 fields = {"temperature": 0.0, **asked[slot]}
                 desk.add(slot, {"logits_eos_inf": slot == 1}, **fields)
-                desk.canvas.tokens.values[slot, 0, slot::2] = 7
+                desk.canvas.tokens.values[slot, slot::2] = 7
             batch = desk.batch()
             rows = every_position[batch.cell]
             assert len(rows) == 6 * len(some) if whole else len(rows) < 6 * len(some)

@@ -75,7 +75,7 @@ def test_revised_tokens_are_counted() -> None:
     desk = Desk("block-causal")
     dllm = {"algorithm": "joint_threshold", "edit_threshold": 0.0, "threshold": 0.3}
     request = desk.add("a", [5, 6, 7], dllm, max_tokens=13)
-    tokens, revised, expected = desk.slots.canvas.tokens.values[:, 0], 0, 0
+    tokens, revised, expected = desk.slots.canvas.tokens.values, 0, 0
     while desk.running:
         before = tokens[request.slot].tolist()
         batch = desk.step(TableLogits(1)).batch

@@ -2,8 +2,8 @@
 
 Slot-indexed tensors, as in vLLM's `RequestState`: a request owns one slot while it runs
 on the worker. Columns of a row are the positions of the block that the request is
-denoising; those left of its known tokens are not read. What lies past the block is
-masks, so nothing is kept of it.
+denoising, or of its blocks in flight, one after the other; those left of its known
+tokens are not read. What lies past the last block is masks, so nothing is kept of it.
 """
 
 import numpy as np
@@ -28,27 +28,31 @@ class Canvas:
         """Whether logits are computed of all positions of a block: how many are masks
         is known on the device alone, and to wait for the number of a GPU costs more
         than the rows it saves."""
-        of_positions = (num_slots, (1, width), torch.int64, device)
+        of_positions = (num_slots, (width,), torch.int64, device)
         self.tokens = BlockTable(*of_positions, fill=mask_token_id)
-        """[num_slots, blocks in flight, width]."""
+        """[num_slots, positions]."""
         self.decided_at = BlockTable(*of_positions)
         of_blocks = (num_slots, (1,), torch.int64, device)
         self.step = BlockTable(*of_blocks)
         """[num_slots, blocks in flight]."""
         self.post_steps = BlockTable(*of_blocks)
         self.tables = (self.tokens, self.decided_at, self.step, self.post_steps)
+        self.block = torch.ones(num_slots, dtype=torch.int64, device=device)
+        """Length of the request's blocks."""
         self.max_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Known tokens (prompt and answer) at which the request ends."""
 
     def add_request(self, slot: int, block: int, max_len: int, size: int = 1) -> None:
         """Start the first block of a request that has `size` blocks of `block`
         positions in flight."""
+        # Beside several blocks there is a place for what is none of theirs.
         for table in (self.tokens, self.decided_at):
-            table.grow(size, block)
+            table.grow(block if size == 1 else size * block + 1)
         for table in (self.step, self.post_steps):
             table.grow(size)
         for table in self.tables:
             table.clear(slot)
+        self.block[slot] = block
         self.max_len[slot] = max_len
 
     def save(self, slot: int) -> list[torch.Tensor]:
@@ -84,11 +88,12 @@ class Canvas:
                 known[rows.owner],
             )
             start, place = rows.start, rows.place
-            length = length[rows.owner] * rows.is_there
-            active = active[rows.owner] & rows.is_there
+            length = rows.length
+            active = active[rows.owner] & (length > 0)
             rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
-        tokens = self.tokens.values[slot, place, :width]
         column = torch.arange(width, device=slot.device)
+        kept = None if rows is None else self._kept_at(slot, rows.place, column)
+        tokens = self._of_columns(self.tokens, slot, width, kept)
         in_canvas = (
             active.unsqueeze(1)
             & (column >= (known - start).unsqueeze(1))
@@ -98,13 +103,17 @@ class Canvas:
         masked, editable = in_canvas & is_mask, in_canvas & ~is_mask
         writable, opened = None, None
         if spans.first_row is not None:
-            writable = column >= (spans.first_row - start).unsqueeze(1)
+            first_row = spans.first_row
+            if rows is not None:
+                first_row = first_row[rows.owner]
+            writable = column >= (first_row - start).unsqueeze(1)
         if rows is not None:
             masks = masked.sum(dim=1)
             opened = buffers.open(
-                spans.slot, spans.decides, rows, masks, end[spans.slot], width
+                spans.slot, spans.decides, rows, masks, end[spans.slot]
             )
-            writable = opened.is_open.unsqueeze(1)
+            is_open = opened.is_open.unsqueeze(1)
+            writable = is_open if writable is None else is_open & writable
         if self.whole_blocks:
             cell = _cells_of_blocks(rows_np, slot.device)
         else:
@@ -129,11 +138,30 @@ class Canvas:
             masked=masked,
             editable=editable,
             writable=writable,
-            decided_at=self.decided_at.values[slot, place, :width],
+            decided_at=self._of_columns(self.decided_at, slot, width, kept),
             cell=cell,
             rows_np=rows_np if self.whole_blocks else None,
+            kept=kept,
             buffered=opened,
         )
+
+    def _kept_at(
+        self, slot: torch.Tensor, place: torch.Tensor, column: torch.Tensor
+    ) -> torch.Tensor:
+        """As `CanvasBatch.kept`; slot, place: [m] int64, column: [width] int64."""
+        block = self.block[slot].unsqueeze(1)
+        last = self.tokens.values.shape[1] - 1
+        at = place.unsqueeze(1) * block + column
+        return at.masked_fill(column >= block, last)
+
+    @staticmethod
+    def _of_columns(
+        table: BlockTable, slot: torch.Tensor, width: int, kept: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[m, width]: what a table of positions holds of some blocks."""
+        if kept is None:
+            return table.values[slot, :width]
+        return table.values[slot.unsqueeze(1), kept]
 
     def scatter(self, batch: CanvasBatch, finished: torch.Tensor) -> None:
         """Store the blocks after a step; those in `finished` make room for the next.
@@ -142,10 +170,15 @@ class Canvas:
             finished: [m] bool: every token of the block was handed out.
         """
         slot, place, width = batch.slot, batch.place, batch.tokens.shape[1]
-        self.tokens.values[slot, place, :width] = batch.tokens.masked_fill(
-            finished.unsqueeze(1), self.mask_token_id
-        )
-        self.decided_at.values[slot, place, :width] = batch.decided_at
+        tokens = batch.tokens.masked_fill(finished.unsqueeze(1), self.mask_token_id)
+        for table, values in (
+            (self.tokens, tokens),
+            (self.decided_at, batch.decided_at),
+        ):
+            if batch.kept is None:
+                table.values[slot, :width] = values
+            else:
+                table.values[slot.unsqueeze(1), batch.kept] = values
         taken = batch.active
         if batch.buffered is not None:
             taken = taken & batch.buffered.is_open

@@ -54,6 +54,9 @@ class CanvasBatch:
     rows_np: np.ndarray | None
     """[m] int64, on the CPU: how many of `cell` are of each block; None where that is
     known on the device alone."""
+    kept: torch.Tensor | None = None
+    """[m, width] int64: where each position is kept in the row of its slot, the last
+    column for those past their block; None where each is in its own column."""
     buffered: OpenBlocks | None = None
     """What rules for buffers want to know; None where no request has one."""
 
@@ -75,17 +78,21 @@ class CanvasBatch:
         return self.start.unsqueeze(1) + self.column
 
     @property
-    def kept_at(self) -> torch.Tensor:
-        """[m, width] int64: of what is kept of its request's blocks in flight in one
-        row, the column of each position."""
-        begin = torch.as_tensor(self.place) * self.tokens.shape[1]
-        return begin.expand(len(self.tokens)).unsqueeze(1) + self.column
-
-    @property
     def request(self) -> torch.Tensor:
         """[rows] int64: index in the batch of the request of each row of logits."""
         block, rows = self.cell[0], self.spans.rows
         return block if rows is None else rows.owner[block]
+
+    @property
+    def kept_at(self) -> torch.Tensor:
+        """[m, width] int64: as `kept`, of the positions of blocks."""
+        own = self.column.expand(len(self.tokens), -1)
+        return own if self.kept is None else self.kept
+
+    def of_blocks(self, values: torch.Tensor) -> torch.Tensor:
+        """[n] of the requests -> [m] of their blocks."""
+        rows = self.spans.rows
+        return values if rows is None else values[rows.owner]
 
     def of_requests(self, values_np: np.ndarray) -> np.ndarray:
         """[n] of the requests -> [m] of their blocks, on the CPU."""

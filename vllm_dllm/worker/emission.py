@@ -51,7 +51,7 @@ def _of_several(
     Args:
         count: [m] int64: tokens that each block could hand out; finished: [m] bool.
     """
-    spans, rows, width = batch.spans, batch.spans.rows, batch.tokens.shape[1]
+    spans, rows = batch.spans, batch.spans.rows
     assert rows is not None
     # Blocks of a request that are not finished, up to and with each block.
     unfinished = (~finished).long().cumsum(0)
@@ -62,9 +62,10 @@ def _of_several(
     total = torch.zeros_like(spans.known).scatter_add_(0, rows.owner, count)
     room = max_len[spans.slot] - spans.known
     offset = (spans.known - rows.start[rows.begin]).unsqueeze(1)
-    longest = int(rows.sizes_np.max()) * width
+    longest = int((rows.sizes_np * rows.block_np).max())
     offset = offset + torch.arange(longest, device=offset.device)
     last = async_tensor_h2d(rows.sizes_np - 1, offset.device).unsqueeze(1)
-    block = (offset // width).minimum(last)
-    tokens = batch.tokens[rows.begin.unsqueeze(1) + block, offset % width]
+    length = rows.block.unsqueeze(1)
+    block = (offset // length).minimum(last)
+    tokens = batch.tokens[rows.begin.unsqueeze(1) + block, offset % length]
     return Emission(tokens, torch.minimum(total, room), finished & leaves)

@@ -93,7 +93,7 @@ class DenoisingSampler:
         rows = self.layout.logit_rows(spans, batch.request, position)
         if spans.branches is not None:
             guided = batch.guided_rows()
-            follows = spans.branches.follows[batch.cell[0][guided]]
+            follows = spans.branches.follows[batch.request[guided]]
             rows = torch.cat([rows, rows[guided] + follows])
         return batch, rows
 
@@ -117,7 +117,8 @@ class DenoisingSampler:
         """
         if batch.spans.branches is not None:
             guided = batch.guided_rows()
-            logits = batch.spans.branches.guide(logits, guided, batch.cell[0][guided])
+            request = batch.request[guided]
+            logits = batch.spans.branches.guide(logits, guided, request)
         if grammar is not None:
             num_drafts = input_batch.num_draft_tokens_per_req
             exclude_ungrammatical(
@@ -158,7 +159,8 @@ class DenoisingSampler:
         write = decision.write
         if spans.leads is not None:
             lead = batch.masked & (batch.column == 0)
-            write = decision.write = torch.where(spans.leads.unsqueeze(1), lead, write)
+            leads = batch.of_blocks(spans.leads).unsqueeze(1)
+            write = decision.write = torch.where(leads, lead, write)
         self.sampling.drop_bad_words(
             write, decision.candidate, canvas_step.confidence, batch, all_token_ids
         )

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from tests.worker.desk import Desk, batch_of
+from tests.worker.desk import Desk, TableLogits, batch_of
 
 BLOCK = 4
 
@@ -39,7 +39,7 @@ def test_at_most_one_block_opens_in_a_step(seed: int) -> None:
     masks = torch.tensor([rng.randint(0, BLOCK) for _ in spans.rows.owner])
     decides = torch.tensor([rng.random() < 0.8 for _ in requests])
     end = desk.slots.layout.end[spans.slot]
-    found = buffers.open(spans.slot, decides, spans.rows, masks, end, BLOCK)
+    found = buffers.open(spans.slot, decides, spans.rows, masks, end)
     for index, (request, fields) in enumerate(zip(requests, wishes, strict=True)):
         blocks = [k for k, o in enumerate(spans.rows.owner.tolist()) if o == index]
         first, size = int(spans.rows.start[blocks[0]]), fields["buffer_size"]
@@ -78,3 +78,15 @@ def test_what_is_open_goes_with_a_request_to_another_slot() -> None:
     assert (int(buffers.first[2]), int(buffers.opened[2])) == (12, 20)
     assert buffers.stability.values[2, :3].tolist() == [0.5, 1.0, 0.25]
     assert buffers.size.tolist()[::2] == buffers.size_np.tolist()[::2] == [16, 3]
+
+
+def test_a_slot_of_many_open_blocks_serves_one_block_afterwards() -> None:
+    """What was open there would be looked for behind the blocks of the batch."""
+    desk = Desk("block-causal", slots=2, block=BLOCK)
+    desk.add("a", [5] * 4, {"buffer_size": 16}, slot=0, max_tokens=60)
+    desk.slots.buffers.opened[0] = desk.slots.buffers.first[0] + 16 * BLOCK
+    del desk.running["a"]
+    desk.add("b", [5] * 4, slot=0, max_tokens=4)
+    desk.add("c", [5] * 4, {"buffer_size": 2}, slot=1, max_tokens=4)
+    desk.run(TableLogits(1))
+    assert not desk.running

@@ -27,7 +27,7 @@ class Before:
 
 
 def before_step(desk: Desk) -> dict[str, Before]:
-    tokens = desk.slots.canvas.tokens.values[:, 0]
+    tokens = desk.slots.canvas.tokens.values
     return {
         name: Before(
             request, [*request.prompt, *request.answer], tokens[request.slot].tolist()

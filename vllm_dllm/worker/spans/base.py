@@ -15,6 +15,7 @@ from vllm_dllm.config import DllmConfig
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Plan
 from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.spans.block_rows import BlockRows, lay_rows
 from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.rows import AttentionRows
 
@@ -101,13 +102,26 @@ class Layout(ABC):
             position=position,
         )
 
+    def block_rows(
+        self,
+        spans: SpanBatch,
+        sizes_np: np.ndarray,
+        left_np: np.ndarray,
+        first: torch.Tensor,
+        places: torch.Tensor,
+    ) -> BlockRows:
+        """The blocks of a step; arguments as those of `lay_rows`."""
+        slot, block_np = spans.slot, self.block_np[spans.slot_np]
+        grids = (self.origin[slot], self.block[slot], self.end[slot])
+        return lay_rows(sizes_np, left_np, block_np, grids, first, places)
+
     def token_ids(
         self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
     ) -> torch.Tensor:
         """[num_tokens] int64: known tokens, blocks under denoising, masks.
 
         Args:
-            blocks: [num_slots, blocks in flight, width] int64, those of each slot.
+            blocks: [num_slots, positions] int64, those of each slot.
             all_token_ids: [num_slots, max_len], known tokens of all slots.
         """
         slot, shown = spans.slot[spans.owner], spans.shown[spans.owner]

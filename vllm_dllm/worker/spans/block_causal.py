@@ -14,7 +14,6 @@ from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import MAX_BUFFER_SIZE
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
-from vllm_dllm.worker.spans.block_rows import lay_rows
 from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.rows import AttentionRows, whole_rows
 
@@ -45,22 +44,19 @@ class BlockCausalLayout(Layout):
         spans = super().lay_out(input_batch, known)
         sizes_np = self.buffers.size_np[spans.slot_np]
         if (sizes_np > 1).any():
+            places = self.buffers.size[spans.slot]
             first = torch.where(
-                self.buffers.size[spans.slot] > 1,
-                self.buffers.first[spans.slot],
-                spans.block_start,
+                places > 1, self.buffers.first[spans.slot], spans.block_start
             )
             left_np = self.buffers.left_np(input_batch, len(spans))
-            end = self.end[spans.slot]
-            spans.rows = lay_rows(sizes_np, left_np, first, end, self.block_size)
+            spans.rows = self.block_rows(spans, sizes_np, left_np, first, places)
         return spans
 
     def block_ids(
         self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
     ) -> torch.Tensor:
-        number = spans.position // self.block_size
-        column = spans.position % self.block_size
-        return blocks[slot, number % self.buffers.size[slot], column]
+        room = self.buffers.size[slot] * self.block_size
+        return blocks[slot, spans.position % room]
 
     def attention_rows(
         self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None

@@ -22,12 +22,17 @@ class BlockRows:
     """[n] int64, on the CPU: the first row of each request."""
     begin: torch.Tensor
     """[n] int64: the same on the device."""
+    block: torch.Tensor
+    """[n] int64: length of the blocks of each request."""
+    block_np: np.ndarray
+    """[n] int64: the same on the CPU."""
     place: torch.Tensor
     """[m] int64: which of its slot's blocks it is, in the tables."""
     start: torch.Tensor
     """[m] int64: first position."""
-    is_there: torch.Tensor
-    """[m] bool: False past the end of the answer."""
+    length: torch.Tensor
+    """[m] int64: number of positions; less than a block at the end of the answer, 0
+    past it."""
     is_front: torch.Tensor
     """[m] bool: the first block of its request."""
     logit_rows_np: np.ndarray
@@ -49,38 +54,45 @@ class OpenBlocks:
 def lay_rows(
     sizes_np: np.ndarray,
     left_np: np.ndarray,
+    block_np: np.ndarray,
+    grids: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     first: torch.Tensor,
-    end: torch.Tensor,
-    block: int,
+    places: torch.Tensor,
 ) -> BlockRows:
     """The blocks of a step.
 
     Args:
-        sizes_np: [n] int64, on the CPU: blocks in flight of each request.
-        left_np: [n] int64, on the CPU: positions from there to the end of its span, or
-            more.
-        first: [n] int64: start of its first block in flight.
-        end: [n] int64: end of its last block ever.
-        block: length of a block.
+        sizes_np: [n] int64, on the CPU: blocks of each request.
+        left_np: [n] int64, on the CPU: positions from the first of them to the end of
+            its span, or more.
+        block_np: [n] int64, on the CPU: length of a block.
+        grids: origin, block and end of its grid (span.py), each [n] int64.
+        first: [n] int64: start of its first block.
+        places: [n] int64: how many blocks its slot has a place for.
     """
+    origin, block, end = grids
     device = first.device
     owner_np = np.repeat(np.arange(len(sizes_np)), sizes_np)
     begin_np = sizes_np.cumsum() - sizes_np
     order_np = np.arange(len(owner_np)) - begin_np[owner_np]
-    owner, order, sizes, begin = (
-        async_tensor_h2d(values, device)
-        for values in (owner_np, order_np, sizes_np[owner_np], begin_np)
+    owner, order, begin = (
+        async_tensor_h2d(values, device) for values in (owner_np, order_np, begin_np)
     )
-    start = first[owner] + order * block
+    length = block[owner]
+    start = first[owner] + order * length
     return BlockRows(
         owner=owner,
         owner_np=owner_np,
         sizes_np=sizes_np,
         begin_np=begin_np,
         begin=begin,
-        place=start // block % sizes,
+        block=block,
+        block_np=block_np,
+        place=((first - origin) // block)[owner].add(order) % places[owner],
         start=start,
-        is_there=start < end[owner],
+        length=(end[owner] - start).clamp(min=0).minimum(length),
         is_front=order == 0,
-        logit_rows_np=(left_np[owner_np] - order_np * block).clip(0, block),
+        logit_rows_np=(left_np[owner_np] - order_np * block_np[owner_np]).clip(
+            0, block_np[owner_np]
+        ),
     )

@@ -57,6 +57,7 @@ class Buffers:
         size = plan.size if isinstance(plan, Buffered) else 1
         self.size_np[slot] = self.size[slot] = size
         self.begins_np[slot] = size > 1
+        self.first[slot] = self.opened[slot] = 0
         self.add_block[slot] = decoding.add_block_threshold
         self.token_stability[slot] = decoding.token_stability_threshold
         self.stability.grow(size)
@@ -100,7 +101,6 @@ class Buffers:
         rows: BlockRows,
         masks: torch.Tensor,
         end: torch.Tensor,
-        block: int,
     ) -> OpenBlocks:
         """Open what a step opens, and say what is open then.
 
@@ -110,7 +110,8 @@ class Buffers:
             end: [n] int64: end of the request's last block.
         """
         first, opened, size = self.first[slot], self.opened[slot], self.size[slot]
-        decoded = 1 - masks.float() / block
+        block, length = rows.block, rows.block[rows.owner]
+        decoded = (length - masks) / length
         last = (rows.begin + (opened - first) // block - 1).clamp(min=0)
         stability = self.stability.values[slot[rows.owner], rows.place]
         nothing_open = opened == first

@@ -118,7 +118,7 @@ class FullAttentionLayout(Layout):
         # A step that decides nothing has masks where the block is.
         block_end = (spans.block_start + spans.block_length) * spans.decides
         column = spans.position - spans.block_start[spans.owner]
-        ids = blocks[slot, 0, column.clamp(0, blocks.shape[2] - 1)]
+        ids = blocks[slot, column.clamp(0, blocks.shape[1] - 1)]
         inside = spans.position < block_end[spans.owner]
         return torch.where(inside, ids, self.mask_token_id)
 
