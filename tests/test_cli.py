@@ -15,7 +15,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from tests.golden_cases import GOLDEN
 from vllm_dllm import cli
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.decoding.registry import ALIASES, RULES
+from vllm_dllm.decoding.registry import ALIASES, NAMES
 
 MODEL = str(GOLDEN / "sdar-pub1")  # its config.json says block_size 16
 
@@ -228,7 +228,7 @@ def test_help_has_a_group_of_ours(
     for name in cli.FLAGS:
         assert f"--dllm-{name.replace('_', '-')}" in text
     assert "--dllm-config" in text
-    for rule in [*RULES, *ALIASES]:
+    for rule in [*NAMES, *ALIASES]:
         assert rule in text
     words = " ".join(text.split())
     for name in DllmConfig.model_fields.keys() - {*cli.FLAGS}:

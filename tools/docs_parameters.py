@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from vllm_dllm.cli import FLAGS  # noqa: E402
 from vllm_dllm.config import DllmConfig  # noqa: E402
-from vllm_dllm.decoding.registry import BUFFERED, RULES, get_rule  # noqa: E402
+from vllm_dllm.decoding.registry import BUFFERED, NAMES, get_rule  # noqa: E402
 from vllm_dllm.params import (  # noqa: E402
     BUFFER_FIELDS,
     FULL_ATTENTION_FIELDS,
@@ -117,7 +117,7 @@ def users_of(name: str) -> str:
     """The rules that a parameter changes something for."""
     if name in FULL_ATTENTION_FIELDS:
         return "all, with full attention"
-    rules = [rule for rule in RULES if uses(rule, name)]
+    rules = [rule for rule in NAMES if uses(rule, name)]
     return ", ".join(f"`{rule}`" for rule in rules) or "all"
 
 

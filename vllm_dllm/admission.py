@@ -98,7 +98,7 @@ def check_length(
     max_tokens = max(1, min(max_tokens, config.facts.max_model_len - prompt_len))
     decoding = decoding_of(sampling_params, config, max_tokens)
     plan = plan_of(decoding, config, prompt_len, max_tokens)
-    regime = regime_of(config.facts)
+    regime = regime_of(config.facts, decoding.algorithm)
     regime.check_plan(plan, decoding, config, prompt_len, max_tokens)
 
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from vllm_dllm.config import KEY, DllmConfig, given
-from vllm_dllm.decoding.registry import ALIASES, RULES
+from vllm_dllm.decoding.registry import ALIASES, NAMES
 from vllm_dllm.params import choices_of, kind_of
 from vllm_dllm.quoting import quoted
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--dllm-{name.replace('_', '-')}",
             type=kind_of(field),
-            choices=[*RULES, *ALIASES] if name == "algorithm" else choices_of(field),
+            choices=[*NAMES, *ALIASES] if name == "algorithm" else choices_of(field),
             help=_help(field),
         )
     group.add_argument(

@@ -54,11 +54,9 @@ def resolve(
     Raises:
         ValueError: as `wishes_of`, and for a block that becomes too long.
     """
-    wishes, regime = (
-        wishes_of(extra_args, config, follows_grammar),
-        regime_of(config.facts),
-    )
+    wishes = wishes_of(extra_args, config, follows_grammar)
     rule, size = rule_of(wishes, config), wishes.buffer_size
+    regime = regime_of(config.facts, rule)
     block = regime.block_of_an_answer(wishes, config, max_tokens)
     refuse_long_credit(rule, block)
     if follows_grammar:
@@ -105,7 +103,7 @@ def wishes_of(
     parameters = get_rule(rule).parameters
     idle = own.keys() & NUMERIC_FIELDS.keys() - parameters - {"buffer_size"}
     for name in sorted(idle - (BUFFER_FIELDS if wishes.buffer_size > 1 else set())):
-        if name in BUFFER_FIELDS:
+        if name in BUFFER_FIELDS and not parameters & BUFFER_FIELDS:
             raise ValueError(
                 f"{PREFIX}{name}={quoted(own[name])} has no meaning with "
                 f"{PREFIX}buffer_size={wishes.buffer_size}, one block at a time"
@@ -115,7 +113,7 @@ def wishes_of(
             f"{wishes.algorithm!r}, which uses "
             f"{', '.join(PREFIX + used for used in sorted(parameters))}"
         )
-    regime_of(config.facts).check_wishes(wishes, own, config)
+    regime_of(config.facts, rule).check_wishes(wishes, own, config)
     if config.facts.fixed_block and "steps" in own and "time" in get_rule(rule).needs:
         refuse_idle_steps(wishes, wishes.steps or 1, config.block)
     if (block := wishes.block_length or config.block_size) is not None:
@@ -139,7 +137,7 @@ def _with_buffer(
     if wishes.buffer_size == 1:
         return wishes
     why = None
-    if not regime_of(config.facts).has_buffers:
+    if not regime_of(config.facts, wishes.algorithm).has_buffers:
         why = "is for block-causal models"
     elif wishes.algorithm not in BUFFERED:
         why = (
@@ -189,5 +187,5 @@ def plan_of(
     decoding: Decoding, config: "DllmConfig", prompt_len: int, max_tokens: int
 ) -> span.Plan:
     """What the steps of a request forward; `decoding` is that of `max_tokens`."""
-    regime = regime_of(config.facts)
+    regime = regime_of(config.facts, decoding.algorithm)
     return regime.plan(decoding, config, prompt_len, max_tokens)

@@ -54,5 +54,7 @@ class Decoding:
             stream_drafts=wishes.stream_drafts,
             buffer_size=buffer_size,
             add_block_threshold=wishes.add_block_threshold,
-            token_stability_threshold=wishes.token_stability_threshold,
+            token_stability_threshold=(
+                wishes.token_stability_threshold if buffer_size > 1 else 0.0
+            ),
         )

@@ -28,6 +28,12 @@ RULES: dict[str, str] = {
     "random_order": "vllm_dllm.decoding.random_order:RandomOrder",
 }
 
+OWN_ATTENTION: dict[str, str] = {"d2f": "vllm_dllm.decoding.d2f:D2F"}
+"""Rules that also say what a position sees, and with which models they are possible
+(regimes/registry.py)."""
+NAMES: tuple[str, ...] = (*RULES, *OWN_ATTENTION)
+"""All that can be asked for."""
+
 BUFFERED: dict[str, str] = {
     "threshold": "buffered_threshold",
     "joint_threshold": "buffered_joint_threshold",
@@ -54,10 +60,10 @@ def canonical_name(name: str) -> str:
     """The rule's own name. Raises ValueError for a name that is neither that nor an
     alias."""
     name = ALIASES.get(name, name)
-    if name not in RULES:
+    if name not in NAMES:
         raise ValueError(
             f"unknown decoding rule {quoted(name)}; supported: "
-            f"{', '.join([*RULES, *ALIASES])}"
+            f"{', '.join([*NAMES, *ALIASES])}"
         )
     return name
 
@@ -66,5 +72,5 @@ def canonical_name(name: str) -> str:
 def get_rule(name: str) -> DecodingRule:
     """The rule called `name`, a canonical name or one `OF_BUFFERS`. Rules hold no state
     of requests."""
-    module, _, cls = (RULES | OF_BUFFERS)[name].partition(":")
+    module, _, cls = (RULES | OWN_ATTENTION | OF_BUFFERS)[name].partition(":")
     return getattr(import_module(module), cls)()

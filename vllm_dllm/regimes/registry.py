@@ -1,6 +1,8 @@
-"""Which regime a model's attention is."""
+"""Which regime a request has: that of its model's attention, or of its rule."""
 
 from vllm_dllm.config import Facts
+from vllm_dllm.params import PREFIX
+from vllm_dllm.regimes.after_prompt import AfterPromptRegime
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
 from vllm_dllm.regimes.full_attention import FullAttentionRegime
@@ -9,7 +11,20 @@ REGIMES: dict[str, Regime] = {
     "block_causal": BlockCausalRegime(),
     "full": FullAttentionRegime(),
 }
+OF_RULES: dict[str, dict[str, Regime]] = {"d2f": {"full": AfterPromptRegime()}}
+"""Rules that bring an attention of their own, and to which models."""
+NAMES = {"block_causal": "block-causal models", "full": "models with full attention"}
 
 
-def regime_of(facts: Facts) -> Regime:
-    return REGIMES[facts.attention]
+def regime_of(facts: Facts, rule: str | None = None) -> Regime:
+    """That of a model's requests, or of those which `rule` decodes.
+
+    Raises:
+        ValueError: if the rule is for other models.
+    """
+    if rule not in OF_RULES:
+        return REGIMES[facts.attention]
+    if facts.attention not in OF_RULES[rule]:
+        models = " and ".join(NAMES[attention] for attention in OF_RULES[rule])
+        raise ValueError(f"{PREFIX}algorithm={rule!r} is for {models}")
+    return OF_RULES[rule][facts.attention]

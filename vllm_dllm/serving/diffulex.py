@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.decoding.registry import NAMES, get_rule
 from vllm_dllm.params import PREFIX
 from vllm_dllm.quoting import quoted
 
@@ -41,7 +41,7 @@ def rule_of_sampling_mode(
         )
     edits = mode == "edit"
     rule = config.algorithm if named is None else named
-    if rule not in RULES or get_rule(rule).revises == edits:
+    if rule not in NAMES or get_rule(rule).revises == edits:
         return {}
     if named is not None:
         raise ValueError(

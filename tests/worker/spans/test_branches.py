@@ -75,7 +75,9 @@ def check_guided(requests: list[Guided]) -> AttentionRows:
     placed = [place for request in requests for place in request.places()]
     assert batch.positions.tolist() == [max(place) for place in placed]
     assert branches.unconditional.tolist() == [second >= 0 for _, second in placed]
-    rows = guided_rows(batch, branches, ends_np, PAGE)
+    lengths_np = batch.num_scheduled_tokens[: len(requests)]
+    made = guided_rows(lengths_np, branches, ends_np, PAGE)
+    rows = AttentionRows.of_table(made, torch.device("cpu"))
     pages = max(ceil((r.branch + r.end) / PAGE) for r in requests) + 1
     # Pages of all requests differ, and are in no order.
     shuffled = torch.randperm(len(requests) * pages, generator=torch.manual_seed(0))

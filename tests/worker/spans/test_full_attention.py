@@ -6,12 +6,15 @@ import torch
 from tests.worker.blocks import add_full, gather, input_batch_of
 from tests.worker.desk import Desk, TableLogits
 from tests.worker.spans.batches import a_batch, owners
+from vllm_dllm.worker.spans.by_plan import ByPlan
 from vllm_dllm.worker.spans.full_attention import FullAttentionLayout
 
 
 def layout_of(desk: Desk) -> FullAttentionLayout:
-    assert isinstance(desk.slots.layout, FullAttentionLayout)
-    return desk.slots.layout
+    layouts = desk.slots.layout
+    assert isinstance(layouts, ByPlan)
+    [layout] = [one for one in layouts.layouts if isinstance(one, FullAttentionLayout)]
+    return layout
 
 
 def test_a_slot_keeps_nothing_of_a_former_guided_request() -> None:

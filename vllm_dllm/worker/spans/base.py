@@ -58,6 +58,10 @@ class Layout(ABC):
         self.origin[slot], self.block[slot], self.end[slot] = plan.grid
         self.block_np[slot] = plan.grid.block
 
+    def pass_by(self, slot: int, decoding: Decoding, plan: Plan) -> None:
+        """Take a slot for a request that another layout lays out (by_plan.py)."""
+        Layout.add_request(self, slot, decoding, plan)
+
     def is_uniform(self, slot_np: np.ndarray) -> bool:
         """Whether each request of a batch is one row of attention, if it forwards no
         more than a block."""
@@ -85,7 +89,7 @@ class Layout(ABC):
         decides_np = input_batch.num_draft_tokens_per_req > 0
         block_start, block_length = self.block_of(slot, known)
         block_np = self.block_np[slot_np]
-        return SpanBatch(
+        spans = SpanBatch(
             slot=slot,
             slot_np=slot_np,
             query_start=query_start,
@@ -101,6 +105,11 @@ class Layout(ABC):
             owner=torch.repeat_interleave(query_start.diff(), output_size=num_tokens),
             position=position,
         )
+        return self.complete(spans, input_batch)
+
+    def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
+        """`spans` with what this layout's requests have besides, or have otherwise."""
+        return spans
 
     def block_rows(
         self,
@@ -128,7 +137,14 @@ class Layout(ABC):
         last = all_token_ids.shape[1] - 1
         known_ids = all_token_ids[slot, spans.position.clamp(max=last)]
         ids = self.block_ids(spans, slot, blocks)
-        return torch.where(spans.position < shown, known_ids, ids)
+        ids = torch.where(spans.position < shown, known_ids, ids)
+        return self.with_given(spans, slot, ids)
+
+    def with_given(
+        self, spans: SpanBatch, slot: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        """`ids` with what else is given, or hidden; slot, ids: [num_tokens] int64."""
+        return ids
 
     @abstractmethod
     def block_ids(
@@ -149,6 +165,11 @@ class Layout(ABC):
 
         `num_reqs` is more than the batch has where a CUDA graph is padded.
         """
+
+    def row_table(self, input_batch: InputBatch, spans: SpanBatch) -> np.ndarray:
+        """The same as `AttentionRows.of_table` takes it, where a request of another
+        layout may be in the batch."""
+        raise NotImplementedError
 
     @abstractmethod
     def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:

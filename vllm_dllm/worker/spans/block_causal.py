@@ -40,8 +40,7 @@ class BlockCausalLayout(Layout):
         most = max_num_reqs * config.block * MAX_BUFFER_SIZE
         return min(max_num_tokens, most)
 
-    def lay_out(self, input_batch: InputBatch, known: torch.Tensor) -> SpanBatch:
-        spans = super().lay_out(input_batch, known)
+    def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
         sizes_np = self.buffers.size_np[spans.slot_np]
         if (sizes_np > 1).any():
             places = self.buffers.size[spans.slot]

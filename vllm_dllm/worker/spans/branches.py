@@ -13,8 +13,6 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from vllm_dllm.worker.spans.rows import AttentionRows
-
 
 @dataclass
 class Branches:
@@ -103,22 +101,23 @@ def place_branches(
 
 
 def guided_rows(
-    input_batch: InputBatch, branches: Branches, ends_np: np.ndarray, page: int
-) -> AttentionRows:
-    """Rows of attention of a batch in which some requests have a second branch.
+    lengths_np: np.ndarray, branches: Branches, ends_np: np.ndarray, page: int
+) -> np.ndarray:
+    """Rows of attention (`AttentionRows.of_table`) of a batch in which some requests
+    have a second branch.
 
     The branch has the last tokens of a span, and the pages from its offset on. In a
     refresh, what lies between the branches is a row of its own, which nobody reads.
 
     Args:
+        lengths_np: [n]: tokens of each span.
         ends_np: [n] int64: length of each sequence.
         page: KV page in tokens.
     """
     rows: list[tuple[int, int, int, int]] = []  # owner, queries, keys, first page
-    lengths = input_batch.num_scheduled_tokens[: len(ends_np)].tolist()
     for owner, (length, end, offset, half) in enumerate(
         zip(
-            lengths,
+            lengths_np.tolist(),
             ends_np.tolist(),
             branches.offset_np.tolist(),
             branches.half_np.tolist(),
@@ -131,17 +130,4 @@ def guided_rows(
         if length > 2 * half:
             rows.append((owner, length - 2 * half, offset, 0))
         rows.append((owner, half, end, offset // page))
-    table = torch.tensor(rows, dtype=torch.int64)
-    query_start = torch.zeros(len(rows) + 1, dtype=torch.int32)
-    query_start[1:] = table[:, 1].cumsum(0)
-    device = branches.follows.device
-    on_device = async_tensor_h2d(table, device)
-    return AttentionRows(
-        query_start=query_start,
-        query_start_device=async_tensor_h2d(query_start, device),
-        owner=on_device[:, 0],
-        seq_lens=on_device[:, 2].int(),
-        max_query_len=int(table[:, 1].max()),
-        max_seq_len=int(table[:, 2].max()),
-        first_page=on_device[:, 3],
-    )
+    return np.array(rows, dtype=np.int64)

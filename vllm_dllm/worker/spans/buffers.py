@@ -1,7 +1,8 @@
-"""Buffers: requests that have several blocks under denoising at once (multi_bd).
+"""Buffers: requests that have several blocks under denoising at once.
 
-Source: Diffulex, `multi_bd`. The buffer of a request holds its blocks from the first
-one without final KV on, at most `size` of them. In a step, at most one more is
+Source: Diffulex, `multi_bd`; D2F, whose buffer has room for a whole answer. The buffer
+of a request holds its blocks from the first one without final KV on, at most `size` of
+them. In a step, at most one more is
 *opened*: the first one if none is open, else the next one as soon as the last one is
 decoded far enough. Only open blocks are decided. A block whose predecessor is not
 decoded far enough may be given nothing in a step; the front one always gets a token.
@@ -14,7 +15,7 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Buffered, Plan
+from vllm_dllm.span import AfterPrompt, Buffered, Plan
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.block_rows import BlockRows, OpenBlocks
 
@@ -42,6 +43,8 @@ class Buffers:
         """First position of the buffer in that step."""
         self.prompt = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Number of tokens of the prompt."""
+        self.repeats = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """Final positions before the buffer that every step forwards again."""
         self.first = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """First position of the buffer."""
         self.opened = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -54,7 +57,8 @@ class Buffers:
         would not have changed."""
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
-        size = plan.size if isinstance(plan, Buffered) else 1
+        several = plan if isinstance(plan, Buffered | AfterPrompt) else None
+        size = 1 if several is None else several.size
         self.size_np[slot] = self.size[slot] = size
         self.begins_np[slot] = size > 1
         self.first[slot] = self.opened[slot] = 0
@@ -62,12 +66,13 @@ class Buffers:
         self.token_stability[slot] = decoding.token_stability_threshold
         self.stability.grow(size)
         self.stability.clear(slot)
-        if isinstance(plan, Buffered):
-            first, block = plan.first(None), plan.grid.block
-            self.prompt[slot], self.first[slot] = plan.prompt, first
+        if several is not None:
+            first, block = several.first(None), several.grid.block
+            self.prompt[slot], self.first[slot] = several.prompt, first
             self.begins_at_np[slot] = first
+            self.repeats[slot] = plan.repeats if isinstance(plan, AfterPrompt) else 0
             # A block that the prompt begins is open from the start.
-            self.opened[slot] = first + (block if plan.prompt > first else 0)
+            self.opened[slot] = first + (block if several.prompt > first else 0)
 
     def save(self, slot: int) -> SavedBuffer:
         return SavedBuffer(
@@ -112,7 +117,9 @@ class Buffers:
         first, opened, size = self.first[slot], self.opened[slot], self.size[slot]
         block, length = rows.block, rows.block[rows.owner]
         decoded = (length - masks) / length
-        last = (rows.begin + (opened - first) // block - 1).clamp(min=0)
+        # The first row is of a block before the buffer where the KV was lost.
+        last = rows.begin + (opened - rows.start[rows.begin]) // block - 1
+        last = last.clamp(min=0)
         stability = self.stability.values[slot[rows.owner], rows.place]
         nothing_open = opened == first
         goes_on = (opened - first < size * block) & (
@@ -151,4 +158,5 @@ class Buffers:
 
     def advance(self, slot: torch.Tensor, next_start: torch.Tensor) -> None:
         """Blocks whose KV is final leave the buffer; both [n] int64."""
-        self.first[slot] = torch.maximum(self.first[slot], next_start)
+        first = next_start + self.repeats[slot]
+        self.first[slot] = torch.maximum(self.first[slot], first)

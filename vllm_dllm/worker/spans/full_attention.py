@@ -68,12 +68,17 @@ class FullAttentionLayout(Layout):
             self.suffix = torch.nn.functional.pad(self.suffix, (0, missing))
         self.suffix[slot, : plan.suffix] = torch.tensor(decoding.suffix_token_ids)
 
-    def lay_out(self, input_batch: InputBatch, known: torch.Tensor) -> SpanBatch:
-        spans = super().lay_out(input_batch, known)
+    def pass_by(self, slot: int, decoding: Decoding, plan: Plan) -> None:
+        super().pass_by(slot, decoding, plan)
+        self.keeps_keys[slot] = self.infills_np[slot] = False
+        self.branch[slot] = self.branch_np[slot] = 0
+        self.seq_len[slot] = self.seq_len_np[slot] = 0
+
+    def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
         slot, slot_np = spans.slot, spans.slot_np
         # A step that decides nothing makes the keys of the block's refresh again, which
         # saw nothing but masks in it.
-        spans.shown = torch.where(spans.decides, known, spans.block_start)
+        spans.shown = torch.where(spans.decides, spans.known, spans.block_start)
         if self.shift:
             # No row of a cached step predicts the first position of its block, so a
             # refresh decides that one, and nothing else (Fast-dLLM on Dream).
@@ -96,11 +101,10 @@ class FullAttentionLayout(Layout):
     def is_uniform(self, slot_np: np.ndarray) -> bool:
         return not self.branch_np[slot_np].any()
 
-    def token_ids(
-        self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
+    def with_given(
+        self, spans: SpanBatch, slot: torch.Tensor, ids: torch.Tensor
     ) -> torch.Tensor:
-        ids = super().token_ids(spans, blocks, all_token_ids)
-        slot, position = spans.slot[spans.owner], spans.position
+        position = spans.position
         if self.infills_np[spans.slot_np].any():
             end = self.end[slot]
             column = (position - end).clamp(0, self.suffix.shape[1] - 1)
@@ -126,8 +130,8 @@ class FullAttentionLayout(Layout):
         self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None
     ) -> AttentionRows:
         if spans is not None and spans.branches is not None:
-            ends_np = self.seq_len_np[spans.slot_np]
-            return guided_rows(input_batch, spans.branches, ends_np, self.page)
+            table = self.row_table(input_batch, spans)
+            return AttentionRows.of_table(table, self.device)
         seq_lens = self.row_seq_lens[:num_reqs].copy_(input_batch.seq_lens[:num_reqs])
         rows = whole_rows(input_batch, num_reqs, seq_lens)
         if spans is not None:
@@ -137,6 +141,15 @@ class FullAttentionLayout(Layout):
             longest = int(self.seq_len_np[spans.slot_np].max())
             rows.max_seq_len = max(rows.max_seq_len, longest)
         return rows
+
+    def row_table(self, input_batch: InputBatch, spans: SpanBatch) -> np.ndarray:
+        lengths_np = input_batch.num_scheduled_tokens[: len(spans)]
+        ends_np = self.seq_len_np[spans.slot_np]
+        if spans.branches is None:
+            owner_np = np.arange(len(spans))
+            none_np = np.zeros_like(owner_np)
+            return np.stack([owner_np, lengths_np, ends_np, none_np], axis=1)
+        return guided_rows(lengths_np, spans.branches, ends_np, self.page)
 
     def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
         start = spans.block_start

@@ -1,13 +1,26 @@
 """Which layout a model's attention asks for."""
 
+from typing import ClassVar
+
 from vllm_dllm.config import Facts
+from vllm_dllm.span import AfterPrompt, FullAttention, Plan
+from vllm_dllm.worker.spans.after_prompt import AfterPromptLayout
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.block_causal import BlockCausalLayout
+from vllm_dllm.worker.spans.by_plan import ByPlan
 from vllm_dllm.worker.spans.full_attention import FullAttentionLayout
+
+
+class FullAttentionLayouts(ByPlan):
+    of_plans: ClassVar[dict[type[Plan], type[Layout]]] = {
+        FullAttention: FullAttentionLayout,
+        AfterPrompt: AfterPromptLayout,
+    }
+
 
 LAYOUTS: dict[str, type[Layout]] = {
     "block_causal": BlockCausalLayout,
-    "full": FullAttentionLayout,
+    "full": FullAttentionLayouts,
 }
 
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 
@@ -25,6 +27,26 @@ class AttentionRows:
     first_page: torch.Tensor | None = None
     """[num_rows] int64: where in the request's block table a row's keys begin; None if
     all begin at its start."""
+
+    @classmethod
+    def of_table(cls, table: np.ndarray, device: torch.device) -> "AttentionRows":
+        """Rows in the order of their queries.
+
+        table: [num_rows, 4] int64: index in the batch of a row's request, number of its
+        queries, number of its keys, and where in the block table these begin.
+        """
+        query_start_np = np.zeros(len(table) + 1, dtype=np.int32)
+        query_start_np[1:] = table[:, 1].cumsum()
+        on_device = async_tensor_h2d(table, device)
+        return cls(
+            query_start=torch.from_numpy(query_start_np),
+            query_start_device=async_tensor_h2d(query_start_np, device),
+            owner=on_device[:, 0],
+            seq_lens=on_device[:, 2].int(),
+            max_query_len=int(table[:, 1].max()),
+            max_seq_len=int(table[:, 2].max()),
+            first_page=on_device[:, 3] if table[:, 3].any() else None,
+        )
 
     @property
     def num_rows(self) -> int:

@@ -1,0 +1,46 @@
+"""D2F on a model with full attention: block-causal, from the end of the prompt on."""
+
+from typing import Any
+
+from vllm_dllm import span
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.quoting import quoted
+from vllm_dllm.regimes.full_attention import FullAttentionRegime
+from vllm_dllm.settled import Decoding
+
+BLOCK = 32
+"""The authors' length of a block, where neither request nor server names one."""
+IDLE: dict[str, str] = {
+    "cache": "whose KV cache is exact",
+    "cfg_scale": "which has no unconditional branch",
+    "suffix_token_ids": "whose blocks see nothing of what follows them",
+    "buffer_size": "which may have all blocks of an answer in flight",
+}
+"""Fields that have no meaning, and why. 0 and nothing at all may be asked for."""
+
+
+class AfterPromptRegime(FullAttentionRegime):
+    def check_wishes(
+        self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
+    ) -> None:
+        for name, reason in IDLE.items():
+            if own.get(name):
+                raise ValueError(
+                    f"{PREFIX}{name}={quoted(own[name])} has no meaning for the "
+                    f"decoding rule {wishes.algorithm!r}, {reason}; leave it out"
+                )
+        super().check_wishes(wishes, own, config)
+
+    def block_of_an_answer(
+        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
+    ) -> int:
+        return wishes.block_length or config.block_size or BLOCK
+
+    def plan(
+        self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
+    ) -> span.Plan:
+        grid = span.full_attention_grid(
+            prompt_len, max_tokens, decoding.block_length, config.facts.max_model_len
+        )
+        return span.AfterPrompt(grid, repeats=int(config.facts.shifted_logits))
