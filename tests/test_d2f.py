@@ -1,15 +1,12 @@
 """D2F on offline engines of full-attention models."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.adapters import make_adapter
 from tests.d2f_cases import D2FCase, d2f_cases, random_d2f_case
 from tests.engines import Engine, Request, tokens_of, uses
-from tests.golden_cases import MASK, Case, golden_cases
-from tests.specs import TIGHT_BUDGET, TIGHT_MODEL_LEN
+from tests.golden_cases import golden_cases
 
 pytestmark = pytest.mark.timeout(400)
 ALL = ("llada", "dream")

@@ -103,10 +103,11 @@ class RuleParams(BaseModel):
     `joint_threshold`. With 1 a block is decoded before the next one begins, which is
     exact; with more, tokens are taken while some before them are not known yet."""
     add_block_threshold: float = Field(default=0.1, gt=0, le=1)
-    """Several blocks: decoded share of the last one from which the next one begins."""
+    """Several blocks, d2f: decoded share of the last one from which the next one
+    begins."""
     semi_complete_threshold: float = Field(default=0.9, gt=0, le=1)
-    """Several blocks, threshold: decoded share of a block from which the one behind it
-    is given a token in every step, however unsure."""
+    """Several blocks with threshold, d2f: decoded share of a block from which the one
+    behind it is given a token in every step, however unsure."""
     token_stability_threshold: float = Field(default=0.0, ge=0, le=1)
     """Several blocks: share of the tokens of the last one that a step would not change,
     from which the next one begins."""
@@ -127,7 +128,8 @@ class DllmParams(RuleParams):
     otherwise only the server's own is possible."""
     cache: CachePolicy = "none"
     """Full attention: which keys a step may read from an earlier one. "none" is exact;
-    "prefix" reads those before the block, "dual" also those after it."""
+    "prefix" reads those before the block, "dual" also those after it. Not for d2f,
+    which caches without a loss."""
     cfg_scale: Real = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """Full attention: classifier-free guidance, away from what the model says without
     the prompt. Above 0 a request takes twice the KV and the compute."""

@@ -22,6 +22,11 @@ EDIT = {"dllm_algorithm": "joint_threshold"}
             {"decoding_strategy": "multi_bd", "buffer_size": 2},
             {"dllm_buffer_size": 2},
         ),
+        ({"decoding_strategy": "d2f"}, {"dllm_algorithm": "d2f"}),
+        (
+            {"decoding_strategy": "d2f", "accept_threshold": 0.5},
+            {"dllm_algorithm": "d2f", "dllm_threshold": 0.5},
+        ),
         ({"sampling_mode": "naive"}, {}),
         ({"sampling_mode": "edit"}, EDIT),
         ({"sampling_mode": "edit", "algorithm": "JointThreshold"}, EDIT),
@@ -65,7 +70,10 @@ def test_a_mode_stands_for_a_rule_where_the_default_is_of_the_other() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"decoding_strategy": "d2f"}, ("decoding_strategy='d2f'", "not supported")),
+        (
+            {"decoding_strategy": "d2f", "algorithm": "margin"},
+            ("decoding_strategy='d2f' contradicts", "'margin'"),
+        ),
         ({"decoding_strategy": "dmax"}, ("decoding_strategy='dmax'", "multi_bd")),
         ({"decoding_strategy": 3}, ("decoding_strategy=3",)),
         ({"sampling_mode": "greedy"}, ("sampling_mode='greedy'", "naive, edit")),

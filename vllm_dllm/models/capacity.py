@@ -20,6 +20,7 @@ logger = init_logger("vllm.dllm")  # in vLLM's tree, or nobody sees it
 def make_room(vllm_config: "VllmConfig", config: DllmConfig) -> None:
     """Tell the engine what the model's attention asks of it, or refuse what it was
     told."""
+    regime_of(config.facts, config.algorithm)  # refuses what no request could have
     OF_ATTENTION[config.facts.attention](vllm_config, config)
 
 

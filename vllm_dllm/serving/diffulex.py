@@ -14,16 +14,25 @@ BUFFER_SIZE = 4
 BUFFER = f"{PREFIX}buffer_size"
 
 
-def implied_buffer(
+def implied_strategy(
     body: dict[str, Any], fields: dict[str, Any], config: "DllmConfig"
 ) -> dict[str, Any]:
-    """The blocks in flight that `decoding_strategy` stands for."""
+    """What `decoding_strategy` stands for: blocks in flight, or a rule."""
     if "decoding_strategy" not in body:
         return {}
     strategy = body["decoding_strategy"]
+    if strategy == "d2f":
+        named = fields.get(f"{PREFIX}algorithm", strategy)
+        if named != strategy:
+            raise ValueError(
+                f"decoding_strategy={quoted(strategy)} contradicts the decoding rule "
+                f"{quoted(named)} of the same request"
+            )
+        return {f"{PREFIX}algorithm": strategy}
     if strategy != "multi_bd":
         raise ValueError(
-            f"decoding_strategy={quoted(strategy)} is not supported; allowed: multi_bd"
+            f"decoding_strategy={quoted(strategy)} is not supported; allowed: "
+            "multi_bd, d2f"
         )
     if BUFFER in fields or config.buffer_size > 1:
         return {}

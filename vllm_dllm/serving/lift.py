@@ -11,7 +11,7 @@ from vllm_dllm.decoding.registry import ALIASES, get_rule
 from vllm_dllm.params import PREFIX
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.serving.diffulex import (
-    implied_buffer,
+    implied_strategy,
     refuse_remasking,
     rule_of_sampling_mode,
 )
@@ -102,7 +102,7 @@ def lift(
                 f"({shortened(name)}) and differ"
             )
     fields |= implied_cache(body, fields, config)
-    fields |= implied_buffer(body, fields, config)
+    fields |= implied_strategy(body, fields, config)
     rule = implied_rule(body, fields, config)
     if rule is not None:
         fields["dllm_algorithm"] = rule
