@@ -7,7 +7,7 @@ requests that have no golden case.
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from tests.reference import (
     dream_generate,
+    fast_dllm_v2_generate,
     llada2_generate,
     llada_generate,
     sdar_generate,
 )
 from tests.reference.diffullama import DiffuLlama, generate_samples
 from tests.reference.dream import Dream
+from tests.reference.fast_dllm_v2 import FastDLLMv2
 from tests.reference.kv_cache import Cache
 from tests.reference.llada import LLaDA
 from tests.reference.llada2_moe import LLaDA2Moe
@@ -32,8 +34,8 @@ MASK, EOS = 255, 1
 
 RULES = {"llada2": "threshold"}
 """Names in the case files that are not one of ours, nor an alias."""
-UNREAD = {"temperature"}
-"""Fields in the case files that say what holds for all."""
+RENAMED = {"small_block_length": "sub_block_length"}
+"""Fields of the case files that have another name here."""
 DREAM_MEASURES = {"threshold": "maskgit_plus"}
 """Rules of ours that differ from one of Dream's by more than their measure."""
 
@@ -53,6 +55,7 @@ class Case:
     threshold: float | None = None
     edit_threshold: float | None = None
     max_post_steps: int | None = None
+    sub_block_length: int | None = None
     factor: float | None = None
     eps: float | None = None
     cache: str | None = None
@@ -70,7 +73,7 @@ class Case:
     @property
     def ignore_eos(self) -> bool:
         """Whether the authors' code goes on after an end token."""
-        return not self.checkpoint.startswith("llada2")
+        return not self.checkpoint.startswith(("llada2", "fastdllm2"))
 
     @property
     def full_attention(self) -> bool:
@@ -90,6 +93,7 @@ class Case:
             "dllm_threshold": self.threshold,
             "dllm_edit_threshold": self.edit_threshold,
             "dllm_max_post_steps": self.max_post_steps,
+            "dllm_sub_block_length": self.sub_block_length,
             "dllm_factor": self.factor,
             "dllm_eps": self.eps,
         }
@@ -113,6 +117,11 @@ class Case:
     def _reference_answer(self, model: "Model") -> tuple[list[int], int]:
         """Tokens and forwards; one with guidance counts once, as in the engine."""
         request = (self.prompt, self.gen_length)
+        if isinstance(model, FastDLLMv2):
+            assert self.sub_block_length is not None and self.threshold is not None
+            return fast_dllm_v2_generate.generate(
+                model, *request, self.sub_block_length, self.threshold, MASK, EOS
+            )
         if isinstance(model, SDAR):
             return sdar_generate.generate(
                 model,
@@ -198,9 +207,10 @@ class Guided:
         return prior + (self.case.cfg_scale + 1) * away
 
 
-Model = SDAR | LLaDA2Moe | LLaDA | Dream
+Model = SDAR | FastDLLMv2 | LLaDA2Moe | LLaDA | Dream
 MODELS: dict[str, type[Model]] = {
     "sdar": SDAR,
+    "fastdllm2": FastDLLMv2,
     "llada2": LLaDA2Moe,
     "llada-": LLaDA,
     "dream": Dream,
@@ -220,27 +230,29 @@ def model_class(checkpoint: str) -> type[Model]:
 
 
 def golden_cases(checkpoint: str, block_length: int | None = None) -> list[Case]:
-    """Those with that block length; None for all. Without those drawn by lot."""
+    """Those with that block length; None for all. Without those drawn by lot, and those
+    of Fast-dLLM v2's block cache, which we lack."""
     return [
         case
         for case in recorded_cases(checkpoint)
-        if case.is_deterministic and block_length in (None, case.block_length)
+        if case.is_deterministic
+        and case.cache != "block"
+        and block_length in (None, case.block_length)
     ]
 
 
 def recorded_cases(checkpoint: str) -> list[Case]:
     """All that the authors' code answered."""
     lines = (GOLDEN / checkpoint / "cases.jsonl").read_text().splitlines()
-    return [
-        Case(
-            **{
-                "checkpoint": checkpoint,
-                "block_length": None,
-                **{k: v for k, v in json.loads(line).items() if k not in UNREAD},
-            }
-        )
-        for line in lines
-    ]
+    return [case_of(checkpoint, json.loads(line)) for line in lines]
+
+
+def case_of(checkpoint: str, line: dict[str, Any]) -> Case:
+    """A line of a case file; what the authors' code counts besides is left out."""
+    known = {field.name for field in fields(Case)}
+    values = {RENAMED.get(name, name): value for name, value in line.items()}
+    values = {name: value for name, value in values.items() if name in known}
+    return Case(**{"checkpoint": checkpoint, "block_length": None, **values})
 
 
 def new_cases(
@@ -251,8 +263,22 @@ def new_cases(
     # Rule, threshold, and the share of the block that a step decodes at least.
     rules = [("low_confidence_dynamic", 0.3, 1), ("low_confidence_static", None, 2)]
     rules.append(("sequential", None, 2))
-    if not checkpoint.startswith("sdar"):
+    if checkpoint.startswith("llada"):
         rules = [("llada2", 0.95, 1), ("llada2", 0.3, 2)]
+    if checkpoint.startswith("fastdllm2"):
+        return [
+            Case(
+                checkpoint,
+                [rng.randrange(2, MASK) for _ in range(length)],
+                gen_length,
+                block_length,
+                "threshold",
+                threshold=threshold,
+                sub_block_length=sub_block_length,
+            )
+            for length in prompt_lengths
+            for threshold, sub_block_length in ((0.9, 8), (0.3, 12))
+        ]
     return [
         Case(
             checkpoint,

@@ -51,6 +51,7 @@ DIFFULLAMA = {"hf_overrides": {"architectures": ["DiffuLlamaModel"]}}
 OFFLINE = {
     "sdar4": EngineSpec("sdar-pub0", 4),
     "sdar16": EngineSpec("sdar-pub1", 16, LORA),
+    "fastdllm2": EngineSpec("fastdllm2-pub0", 32, LORA),
     "llada8": EngineSpec("llada20-pub0", 8),
     "llada32": EngineSpec("llada20-pub0", 32),
     "editing8": EngineSpec("llada21-pub0", 8),
@@ -67,6 +68,17 @@ OFFLINE = {
     "sdar16-few-pages": EngineSpec(
         "sdar-pub1", 16, {"max_model_len": 256, "num_gpu_blocks_override": 14}
     ),
+    # Neither all prompts fit a step, nor all answers the pages.
+    "fastdllm2-tight": EngineSpec(
+        "fastdllm2-pub0",
+        32,
+        {
+            "max_model_len": 256,
+            "max_num_batched_tokens": 64,
+            "num_gpu_blocks_override": 10,
+        },
+    ),
+    "fastdllm2-tp2": EngineSpec("fastdllm2-pub0", 32, {"tensor_parallel_size": 2}),
     "sdar16-tp2": EngineSpec("sdar-pub1", 16, {"tensor_parallel_size": 2}),
     "llada32-tp2": EngineSpec("llada20-pub0", 32, {"tensor_parallel_size": 2}),
     # Full attention: requests choose their block length.

@@ -9,7 +9,7 @@ from tests.golden_cases import MASK, Case, differences, golden_cases, new_cases
 from tests.specs import TIGHT_MODEL_LEN
 
 pytestmark = pytest.mark.timeout(300)
-ALL = ("sdar4", "sdar16", "llada8", "llada32")
+ALL = ("sdar4", "sdar16", "fastdllm2", "llada8", "llada32")
 PAGE = 32
 OUT_OF_ORDER = ("low_confidence_dynamic", "low_confidence_static", "llada2")
 
@@ -62,7 +62,7 @@ def test_an_answer_fills_a_model_length_that_ends_inside_a_block(
         assert output.outputs[0].finish_reason == "length"
 
 
-@uses("sdar16", "llada32")
+@uses("sdar16", "fastdllm2", "llada32")
 def test_mask_ids_in_a_prompt_are_tokens_like_others(engine: Engine) -> None:
     """A prompt that talks about the mask token must not be decoded itself."""
     cases = []
@@ -75,7 +75,7 @@ def test_mask_ids_in_a_prompt_are_tokens_like_others(engine: Engine) -> None:
 # Chunked prefill
 
 
-@uses("sdar16-tight", "llada32-small-steps")
+@uses("sdar16-tight", "fastdllm2-tight", "llada32-small-steps")
 def test_golden_tokens_with_64_tokens_in_a_step(engine: Engine) -> None:
     """Prompts come in chunks, and canvases do not all fit into one step."""
     cases = cases_of(engine)
@@ -147,7 +147,7 @@ def test_golden_tokens_after_preemption(engine: Engine) -> None:
     assert differences(cases, [tokens_of(o) for o in outputs]) == []
 
 
-@uses("sdar16-few-pages")
+@uses("sdar16-few-pages", "fastdllm2-tight")
 def test_long_answers_after_many_preemptions(engine: Engine) -> None:
     """A block saved for a request must be that of its latest preemption."""
     cases = [case.answered() for case in fresh_cases(engine, [5, 31, 33, 48], 150)]
@@ -159,7 +159,7 @@ def test_long_answers_after_many_preemptions(engine: Engine) -> None:
 # Neighbours
 
 
-@uses("sdar16", "llada32")
+@uses("sdar16", "fastdllm2", "llada32")
 def test_tokens_do_not_depend_on_the_neighbours(engine: Engine) -> None:
     """Rules, steps and thresholds are per request, in whatever batch it runs."""
     cases = fresh_cases(engine, [1, 15, 40, 70], 50)[:8]
@@ -175,7 +175,7 @@ def test_tokens_do_not_depend_on_the_neighbours(engine: Engine) -> None:
 # Aborts
 
 
-@uses("sdar16", "sdar16-few-pages")
+@uses("sdar16", "sdar16-few-pages", "fastdllm2-tight")
 def test_aborted_requests_hold_nothing(engine: Engine) -> None:
     """Pages, slots or saved blocks of aborted requests would be lost for good."""
     from vllm import SamplingParams

@@ -15,8 +15,8 @@ from tests.golden_cases import (
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
 ALL = (
-    *("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32"),
-    *(*FULL_ATTENTION, "diffullama"),
+    *("sdar4", "sdar16", "fastdllm2", "llada8", "llada32"),
+    *("editing8", "editing32", *FULL_ATTENTION, "diffullama"),
 )
 
 
@@ -71,7 +71,7 @@ def test_an_answer_ends_with_its_first_end_token(engine: Engine) -> None:
     assert sum(map(engine.forwards, outputs)) < sum(case.nfe for case in cases)
 
 
-@uses("sdar16", *FULL_ATTENTION)
+@uses("sdar16", "fastdllm2", *FULL_ATTENTION)
 def test_an_answer_ends_with_a_stop_token_inside_a_block(engine: Engine) -> None:
     """A step emits several tokens: those after a stop token must be cut off."""
     for case in cases_of(engine)[::2]:

@@ -226,6 +226,8 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
     inclusive = facts.full_attention or architecture == "StableDiffcoderForCausalLM"
     if inclusive and meant == "threshold":
         meant = "confidence_threshold"
+    if architecture == "Fast_dLLM_QwenForCausalLM" and meant == "threshold":
+        meant = "sub_block_threshold"
     if architecture in ("DreamModel", "DiffuLlamaModel") and meant == "entropy":
         meant = "neg_entropy"
     assert resolve({"dllm_algorithm": rule}, config, 64).algorithm == meant

@@ -103,7 +103,7 @@ def test_a_buffer_out_of_range_is_refused(field: str, value: Any) -> None:
 
 def test_full_attention_has_no_buffer() -> None:
     """Its blocks see what follows them."""
-    with pytest.raises(ValueError, match="dllm_buffer_size=2 is for block-causal"):
+    with pytest.raises(ValueError, match="dllm_buffer_size=2 is not for this model"):
         wishes_of({"dllm_buffer_size": 2}, FULL)
     wishes_of({"dllm_buffer_size": 1}, FULL)
 
@@ -116,5 +116,5 @@ def test_a_default_that_no_request_could_have_is_refused_at_the_start() -> None:
     with pytest.raises(ValueError, match=r"buffer_size=2 is not .*'sequential', the"):
         refuse_idle_buffer(DllmConfig.build(CONFIG.model_dump(), own))
     full = FULL.model_copy(update={"buffer_size": 2}).with_facts(FULL.facts)
-    with pytest.raises(ValueError, match="buffer_size=2 is for block-causal models"):
+    with pytest.raises(ValueError, match="buffer_size=2 is not for this model"):
         refuse_idle_buffer(full)

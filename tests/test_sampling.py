@@ -53,7 +53,7 @@ def one_by_one(engine: Engine, cases: list[Case]) -> list[list[int]]:
     return answers
 
 
-@uses("sdar4", "sdar16", "sdar16-tp2")
+@uses("sdar4", "sdar16", "fastdllm2", "sdar16-tp2")
 def test_a_seeded_request_answers_the_same_in_any_company(engine: Engine) -> None:
     """Noise drawn per batch, or from a state that others advance, would differ."""
     cases = cases_of(engine, 16)
@@ -62,7 +62,7 @@ def test_a_seeded_request_answers_the_same_in_any_company(engine: Engine) -> Non
     assert together(engine, cases[::-1]) != alone  # other parameters, other answers
 
 
-@uses("sdar16-few-pages")
+@uses("sdar16-few-pages", "fastdllm2-tight")
 def test_a_seeded_request_answers_the_same_after_preemption(engine: Engine) -> None:
     """Noise that depends on the number of forwards would change on recomputation."""
     cases = cases_of(engine, 16)

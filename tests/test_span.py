@@ -19,6 +19,7 @@ from vllm_dllm.span import (
     FullAttention,
     Grid,
     Plan,
+    Seeded,
     Span,
     full_attention_grid,
 )
@@ -187,12 +188,20 @@ def test_a_page_holds_whole_blocks(block: int, granularity: int) -> None:
     assert not any(candidate % block == 0 for candidate in smaller)
 
 
+ATTENTION: dict[type, str] = {
+    BlockCausal: "block_causal",
+    Seeded: "seeded",
+    FullAttention: "full",
+}
+"""Whose plan it is."""
+
+
 class Worker:
     """The worker's half of the arithmetic, which has to agree with the plan's."""
 
     def __init__(self, plan: Plan, steps: int) -> None:
         self.plan, cpu = plan, torch.device("cpu")
-        attention = "full" if isinstance(plan, FullAttention) else "block_causal"
+        attention = ATTENTION[type(plan)]
         config = DllmConfig.build(
             {"block_size": plan.grid.block, "mask_token_id": 99},
             facts=Facts(attention=attention),

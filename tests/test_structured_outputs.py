@@ -66,7 +66,7 @@ def requests_of(
 def best_answer(engine: Engine, prompt: list[int], words: Words) -> list[int]:
     """From left to right, at each position the best of its words; then the end."""
     model, block = reference_model(engine.spec.checkpoint), engine.spec.block
-    shift = int(engine.spec.checkpoint.startswith("dream"))
+    shift = int(engine.spec.checkpoint.startswith(("dream", "fastdllm2")))
     ids = list(prompt)
     for some in [*words, [EOS]]:
         if block:
@@ -83,7 +83,7 @@ def best_answer(engine: Engine, prompt: list[int], words: Words) -> list[int]:
     return ids[len(prompt) :]
 
 
-@uses("sdar4", "sdar16", "llada32", "llada", "dream", "sdar16-tp2")
+@uses("sdar4", "sdar16", "fastdllm2", "llada32", "llada", "dream", "sdar16-tp2")
 def test_of_what_a_grammar_allows_the_best_is_answered(engine: Engine) -> None:
     """Bits of another request, or for another position, would exclude other tokens;
     and those without a grammar must not notice."""
@@ -98,7 +98,7 @@ def test_of_what_a_grammar_allows_the_best_is_answered(engine: Engine) -> None:
     assert answers[1::2] == [case.tokens for case in plain]
 
 
-@uses("sdar16-few-pages", "sdar16-tight", "llada", "dream")
+@uses("sdar16-few-pages", "sdar16-tight", "fastdllm2-tight", "llada", "dream")
 def test_a_grammar_is_obeyed_after_preemption(engine: Engine) -> None:
     """A block that is begun again, or a step that decides nothing, has no bits of its
     own."""

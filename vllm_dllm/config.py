@@ -30,8 +30,9 @@ class Facts(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
-    attention: Literal["block_causal", "full"] = "block_causal"
-    """What a position sees: its own block and those before it, or the whole canvas."""
+    attention: Literal["block_causal", "seeded", "full"] = "block_causal"
+    """What a position sees: its own block and those before it, or the whole canvas.
+    "seeded" is block-causal, and a block begins with the token after the one before."""
     shifted_logits: bool = False
     """Whether the row of position p predicts position p + 1."""
     clean_confidence: bool = False
@@ -62,7 +63,7 @@ class Facts(BaseModel):
     def fixed_block(self) -> bool:
         """Whether blocks are as long as those that the checkpoint was trained with, and
         no request has other ones."""
-        return self.attention == "block_causal"
+        return self.attention in ("block_causal", "seeded")
 
     @property
     def budgets(self) -> dict[str, int]:

@@ -92,6 +92,9 @@ class RuleParams(BaseModel):
     """joint_threshold: confidence above which a decoded token is replaced."""
     max_post_steps: int = Field(default=16, ge=0, le=MAX_STEPS)
     """joint_threshold: steps that may go on editing a block without masks."""
+    sub_block_length: int = Field(default=8, ge=1, le=MAX_COUNT)
+    """sub_block_threshold: length of the parts of a block, from its start on, that are
+    decoded one after the other."""
     eps: Real = Field(default=1e-3, gt=0, lt=1)
     """Dream's rules: where the time of the last step ends; it begins at 1."""
     alg_temp: Real = Field(default=0.0, ge=0, le=MAX_REAL)

@@ -138,7 +138,7 @@ def _with_buffer(
         return wishes
     why = None
     if not regime_of(config.facts, wishes.algorithm).has_buffers:
-        why = "is for block-causal models"
+        why = "is not for this model, whose blocks are decoded one after the other"
     elif wishes.algorithm not in BUFFERED:
         why = (
             f"is not defined for the decoding rule {wishes.algorithm!r}, whose steps "

@@ -126,6 +126,20 @@ class BlockCausal(NamedTuple):
         return None
 
 
+class Seeded(BlockCausal):
+    """Block-causal, where a block does not begin with masks alone: its first token, the
+    *seed*, is the one that follows the block before it.
+
+    So the step that makes a block final forwards no canvas, and its last row decides
+    the seed. The steps of the next block see it.
+    """
+
+    def span(self, computed: int, known: int, mark: int | None = None) -> Span:
+        if self.grid.start_of(known) == known:
+            return Span(computed, known, known, canvas=1)
+        return super().span(computed, known)
+
+
 class Buffered(NamedTuple):
     """Block-causal, with several blocks under denoising at once.
 

@@ -54,6 +54,7 @@ class Row:
     factor: float = 1.0
     entropy_bound: float = 0.25
     low_threshold: float = 0.25
+    sub_block_length: int = 3
     local_leap_anchor_threshold: float = 0.75
     local_leap_neighbor_threshold: float = 0.5
     local_leap_radius: int = 2

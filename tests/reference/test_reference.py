@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.golden_cases import GOLDEN, MASK, golden_cases
+from tests.golden_cases import EOS, GOLDEN, MASK, golden_cases
 from tests.reference import dream_generate, llada_generate
 from tests.reference.dream import Dream
 from tests.reference.kv_cache import Cache
@@ -36,6 +36,16 @@ def test_tokens_and_forwards_are_those_of_the_authors_code(
     cases = golden_cases(checkpoint, block_length)
     assert len(cases) == count
     assert [case.answered() for case in cases] == cases
+
+
+def test_fast_dllm_v2_answers_as_the_authors_code() -> None:
+    """Theirs finishes a last block, past the end of the answer."""
+    cases = golden_cases("fastdllm2-pub0")
+    assert len(cases) == 32
+    answered = [case.answered() for case in cases]
+    assert [case.tokens for case in answered] == [case.tokens for case in cases]
+    for case, ours in zip(cases, answered, strict=True):
+        assert ours.nfe <= case.nfe if case.tokens[-1] != EOS else ours.nfe == case.nfe
 
 
 @pytest.fixture(scope="module")

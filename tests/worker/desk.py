@@ -27,6 +27,13 @@ MAX_LEN = 64
 CPU = torch.device("cpu")
 FAMILIES = {
     "block-causal": Facts(eos_token_id=EOS, max_model_len=MAX_LEN, vocab_size=VOCAB),
+    "seeded": Facts(
+        attention="seeded",
+        shifted_logits=True,
+        eos_token_id=EOS,
+        max_model_len=MAX_LEN,
+        vocab_size=VOCAB,
+    ),
     "full": Facts(
         attention="full",
         clean_confidence=True,

@@ -90,7 +90,7 @@ def test_logprobs_are_the_models_own_with_every_rule(family: str, rule: str) -> 
     """A rule that adds to logits would report its own wishes."""
     desk = Desk(family)
     fields = {"algorithm": rule} | (
-        {} if family == "block-causal" else {"cache": "dual"}
+        {"cache": "dual"} if desk.config.facts.full_attention else {}
     )
     desk.add("a", [5, 6, 7], fields, max_tokens=12, logprobs=VOCAB)
     logits, told = TableLogits(3, 1.0), 0

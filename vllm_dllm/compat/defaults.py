@@ -42,7 +42,11 @@ def mark_defaults(
             return stated
         # What the authors decode with, where the checkpoint does not say.
         [architecture, *_] = FAMILIES.keys() & set(self.architectures)
-        defaults = OurDefaults(FAMILIES[architecture].generation)
+        family = FAMILIES[architecture]
+        defaults = OurDefaults(family.generation)
+        if self.generation_config == "auto":
+            unread = family.inherited - self.override_generation_config.keys()
+            stated = {n: value for n, value in stated.items() if n not in unread}
         if self.generation_config not in ("auto", "vllm"):
             # vLLM would take a default of such a server for its limit.
             defaults.pop("max_tokens", None)

@@ -21,6 +21,7 @@ RULES: dict[str, str] = {
     "joint_threshold": "vllm_dllm.decoding.joint_threshold:JointThreshold",
     "confidence_threshold": "vllm_dllm.decoding.confidence_threshold:"
     "ConfidenceThreshold",
+    "sub_block_threshold": "vllm_dllm.decoding.sub_block_threshold:SubBlockThreshold",
     "maskgit_plus": "vllm_dllm.decoding.time_grid:MaskgitPlus",
     "topk_margin": "vllm_dllm.decoding.time_grid:TopkMargin",
     "neg_entropy": "vllm_dllm.decoding.time_grid:NegEntropy",

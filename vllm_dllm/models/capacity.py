@@ -81,7 +81,10 @@ def refuse_idle_buffer(config: DllmConfig) -> None:
         return
     given = f"{KEY}.buffer_size={config.buffer_size}"
     if not regime_of(config.facts).has_buffers:
-        raise ValueError(f"{given} is for block-causal models; leave it out")
+        raise ValueError(
+            f"{given} is not for this model, whose blocks are decoded one after the "
+            "other; leave it out"
+        )
     if config.algorithm not in BUFFERED:
         raise ValueError(
             f"{given} is not defined for the decoding rule {config.algorithm!r}, the "
@@ -135,5 +138,6 @@ def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
 
 OF_ATTENTION: dict[str, Callable[["VllmConfig", DllmConfig], None]] = {
     "block_causal": forward_whole_blocks,
+    "seeded": forward_whole_blocks,
     "full": forward_whole_requests,
 }

@@ -240,3 +240,10 @@ class DiffuLlamaConfig(LlamaConfig):
     """
 
     model_type = "diffullama"
+
+
+class FastDLLMv2Config(Qwen2Config):
+    """Fast-dLLM v2: Qwen2 weights trained with block diffusion."""
+
+    model_type = "Fast_dLLM_Qwen"
+    attribute_map = {"bd_size": "block_size"}

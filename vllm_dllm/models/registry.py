@@ -29,6 +29,9 @@ class Family:
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling parameters that the authors decode with, for checkpoints whose
     generation_config.json does not say and requests that do not either."""
+    inherited: frozenset[str] = frozenset()
+    """Sampling parameters that the base model left in generation_config.json, and the
+    authors' code does not read."""
 
 
 _LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
@@ -92,6 +95,21 @@ FAMILIES: dict[str, Family] = {
         facts=Facts(rule_names={"threshold": "confidence_threshold"}),
         mask_tokens=("<[MASK]>",),
         generation=_GREEDY,
+    ),
+    "Fast_dLLM_QwenForCausalLM": Family(
+        model="vllm_dllm.models.fast_dllm_v2:FastDLLMv2",
+        config="FastDLLMv2Config",
+        defaults={"block_size": 32, "threshold": 0.9},
+        facts=Facts(
+            attention="seeded",
+            shifted_logits=True,
+            clean_confidence=True,
+            rule_names={"threshold": "sub_block_threshold"},
+        ),
+        mask_tokens=("|<MASK>|",),
+        stop_tokens=("<|endoftext|>", "<|im_end|>"),
+        generation=_GREEDY,
+        inherited=frozenset({"temperature", "top_p", "top_k", "repetition_penalty"}),
     ),
     "LLaDAModelLM": Family(
         model="vllm_dllm.models.llada:LLaDAModelLM",

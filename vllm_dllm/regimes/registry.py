@@ -6,9 +6,11 @@ from vllm_dllm.regimes.after_prompt import AfterPromptRegime
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
 from vllm_dllm.regimes.full_attention import FullAttentionRegime
+from vllm_dllm.regimes.seeded import SeededRegime
 
 REGIMES: dict[str, Regime] = {
     "block_causal": BlockCausalRegime(),
+    "seeded": SeededRegime(),
     "full": FullAttentionRegime(),
 }
 OF_RULES: dict[str, dict[str, Regime]] = {"d2f": {"full": AfterPromptRegime()}}

@@ -103,10 +103,11 @@ class Canvas:
         masked, editable = in_canvas & is_mask, in_canvas & ~is_mask
         writable, opened = None, None
         if spans.first_row is not None:
-            first_row = spans.first_row
+            first_row, num_rows = spans.first_row, spans.length
             if rows is not None:
-                first_row = first_row[rows.owner]
-            writable = column >= (first_row - start).unsqueeze(1)
+                first_row, num_rows = first_row[rows.owner], num_rows[rows.owner]
+            row = column - (first_row - start).unsqueeze(1)
+            writable = (row >= 0) & (row < num_rows.unsqueeze(1))
         if rows is not None:
             masks = masked.sum(dim=1)
             opened = buffers.open(

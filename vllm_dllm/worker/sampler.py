@@ -161,6 +161,8 @@ class DenoisingSampler:
             lead = batch.masked & (batch.column == 0)
             leads = batch.of_blocks(spans.leads).unsqueeze(1)
             write = decision.write = torch.where(leads, lead, write)
+        if spans.seeds is not None:
+            decision.done |= batch.of_blocks(spans.seeds)
         self.sampling.drop_bad_words(
             write, decision.candidate, canvas_step.confidence, batch, all_token_ids
         )

@@ -54,11 +54,14 @@ class SpanBatch:
     position: torch.Tensor
     """[num_tokens] int64: of each token, in the sequence of its branch."""
     first_row: torch.Tensor | None = None
-    """First position that a row of the step predicts; None where all of the block have
-    one."""
+    """First position that a row of the step predicts, the others follow; None where all
+    of the block have one."""
     leads: torch.Tensor | None = None
     """[n] bool: the step decides the first position of the block and nothing else,
     whatever the rule says; None if no step of the batch does."""
+    seeds: torch.Tensor | None = None
+    """[n] bool: those of `leads` whose position is not forwarded. What is decided there
+    is known after the step, whatever the rule says; None if the regime has none."""
     rows: BlockRows | None = None
     """Blocks under denoising; None where each request has the one of `block_start`."""
     branches: Branches | None = None

@@ -9,6 +9,7 @@ from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.block_causal import BlockCausalLayout
 from vllm_dllm.worker.spans.by_plan import ByPlan
 from vllm_dllm.worker.spans.full_attention import FullAttentionLayout
+from vllm_dllm.worker.spans.seeded import SeededLayout
 
 
 class FullAttentionLayouts(ByPlan):
@@ -20,6 +21,7 @@ class FullAttentionLayouts(ByPlan):
 
 LAYOUTS: dict[str, type[Layout]] = {
     "block_causal": BlockCausalLayout,
+    "seeded": SeededLayout,
     "full": FullAttentionLayouts,
 }
 
