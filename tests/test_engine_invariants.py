@@ -147,7 +147,18 @@ def test_golden_tokens_after_preemption(engine: Engine) -> None:
     assert differences(cases, [tokens_of(o) for o in outputs]) == []
 
 
-@uses("sdar16-few-pages", "fastdllm2-tight")
+@uses("fastdllm2")
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_golden_tokens_when_all_are_preempted_again_and_again(
+    engine: Engine, every: int
+) -> None:
+    """A token that begins a block is decided by a row whose KV was there already."""
+    cases = cases_of(engine)
+    outputs = engine.ask_preempting([(case, {}) for case in cases], every)
+    assert differences(cases, [tokens_of(output) for output in outputs]) == []
+
+
+@uses("sdar16-few-pages")
 def test_long_answers_after_many_preemptions(engine: Engine) -> None:
     """A block saved for a request must be that of its latest preemption."""
     cases = [case.answered() for case in fresh_cases(engine, [5, 31, 33, 48], 150)]

@@ -62,7 +62,7 @@ def test_a_seeded_request_answers_the_same_in_any_company(engine: Engine) -> Non
     assert together(engine, cases[::-1]) != alone  # other parameters, other answers
 
 
-@uses("sdar16-few-pages", "fastdllm2-tight")
+@uses("sdar16-few-pages")
 def test_a_seeded_request_answers_the_same_after_preemption(engine: Engine) -> None:
     """Noise that depends on the number of forwards would change on recomputation."""
     cases = cases_of(engine, 16)
