@@ -65,8 +65,15 @@ OFFLINE = {
         "llada20-pub0", 32, {"max_num_batched_tokens": 64}
     ),
     # A request of 110 tokens takes 4 pages, and one page is never given out.
+    # Requests of one priority are preempted as without a policy: the youngest first.
     "sdar16-few-pages": EngineSpec(
-        "sdar-pub1", 16, {"max_model_len": 256, "num_gpu_blocks_override": 14}
+        "sdar-pub1",
+        16,
+        {
+            "max_model_len": 256,
+            "num_gpu_blocks_override": 14,
+            "scheduling_policy": "priority",
+        },
     ),
     # Neither all prompts fit a step, nor all answers the pages.
     "fastdllm2-tight": EngineSpec(

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.engines import Engine, tokens_of, uses
+from tests.engines import Engine, sampling_params, tokens_of, uses
 from tests.golden_cases import MASK, Case, differences, golden_cases, new_cases
 from tests.specs import TIGHT_MODEL_LEN
+from tests.watchdog import watched
 
 pytestmark = pytest.mark.timeout(300)
 ALL = ("sdar4", "sdar16", "fastdllm2", "llada8", "llada32")
@@ -156,6 +157,27 @@ def test_golden_tokens_when_all_are_preempted_again_and_again(
     cases = cases_of(engine)
     outputs = engine.ask_preempting([(case, {}) for case in cases], every)
     assert differences(cases, [tokens_of(output) for output in outputs]) == []
+
+
+@uses("sdar16-few-pages")
+def test_golden_tokens_when_the_urgent_take_the_pages_of_others(engine: Engine) -> None:
+    """vLLM takes a request back out of the step that it had already joined."""
+    cases = cases_of(engine)
+    llm = engine.llm.llm_engine
+    before = engine.counter("num_preemptions")
+    outputs = []
+    for number, case in enumerate(cases):
+        prompt = {"prompt_token_ids": case.prompt}
+        params = sampling_params(case, {})
+        llm.add_request(f"urgent-{number}", prompt, params, priority=-number)
+        outputs += llm.step()
+    with watched(llm):
+        while llm.has_unfinished_requests():
+            outputs += llm.step()
+    found = {o.request_id: tokens_of(o) for o in outputs if o.finished}
+    assert engine.counter("num_preemptions") > before
+    answers = [found[f"urgent-{number}"] for number in range(len(cases))]
+    assert differences(cases, answers) == []
 
 
 @uses("sdar16-few-pages")

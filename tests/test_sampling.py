@@ -239,6 +239,16 @@ def test_a_budget_of_forwards_ends_a_request(engine: Engine) -> None:
     assert engine.forwards(output) == 5
 
 
+@uses("sdar16")
+def test_a_budget_of_forwards_is_that_of_each_answer(engine: Engine) -> None:
+    """Answers of one request would share it, or wait for one that ended."""
+    [case] = [c for c in cases_of(engine, 32) if c.algorithm == "sequential"][:1]
+    fields = {**case.fields, "dllm_max_nfe": 5}
+    [output] = engine.ask([case], n=3, temperature=1.0, seed=3, extra_args=fields)
+    ends = [(len(o.token_ids), o.finish_reason) for o in output.outputs]
+    assert ends == [(5, "length")] * 3
+
+
 @uses("sdar4")
 def test_n_answers_of_a_seeded_request_differ(engine: Engine) -> None:
     """Children of a request with the same noise would all answer the same."""
