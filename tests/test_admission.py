@@ -72,6 +72,17 @@ def test_what_a_canvas_cannot_honour_is_refused(
     assert reason in str(failure.value)
 
 
+@pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])
+@pytest.mark.parametrize("value", ["none", 1, [1], False])
+def test_what_is_read_as_an_object_is_one(field: str, value: Any) -> None:
+    """A word in its place is a 500 without a message."""
+    with pytest.raises(ValueError, match=rf"{field}=.*an object") as failure:
+        check_sampling_params(SamplingParams(extra_args={field: value}), CONFIG)
+    assert repr(value) in str(failure.value)
+    for fine in ({}, {"do_remote_decode": False}, None):
+        check_sampling_params(SamplingParams(extra_args={field: fine}), CONFIG)
+
+
 def test_everything_that_is_refused_is_tested_above() -> None:
     """A new refusal could name a field that vLLM does not have."""
     assert UNSUPPORTED.keys() == {

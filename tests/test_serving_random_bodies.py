@@ -30,9 +30,7 @@ OURS = [f"{PREFIX}{name}" for name in DllmParams.model_fields]
 THEIRS = [*NAMES, *SWITCHES, "remasking", "stream_mode", *GRAMMARS, "max_new_tokens"]
 ROUTES: dict[str, list[str]] = {
     "/v1/completions": list(CompletionRequest.model_fields),
-    "/v1/chat/completions": [
-        name for name in ChatCompletionRequest.model_fields if name != "messages"
-    ],
+    "/v1/chat/completions": list(ChatCompletionRequest.model_fields),
     "/v1/generate": [*CompletionRequest.model_fields, "text", "input_ids"],
 }
 """What vLLM reads of a body, besides what we do."""
@@ -42,13 +40,15 @@ NUMBERS = [
 ]
 WORDS = [
     *("", "w12", "threshold", "low_confidence", "origin", "dual", "prefix", "none"),
-    *("json", "auto", "true", "1", "(", "\0", "é" * 9, "x" * 5000),
+    *("json", "auto", "true", "1", "(", "\0", "é" * 9, "x" * 5000, "a\ud800"),
 ]
-
-
-OBJECTS = ("structured_outputs", "kv_transfer_params", "ec_transfer_params")
-"""vLLM answers 500 where these are none."""
-CALLED = {"vllm_xargs": "extra_args", "structured_outputs": "structured outputs"}
+READ = ("structured_outputs", "kv_transfer_params", "ec_transfer_params", "messages")
+"""Fields that vLLM reads before, or without, asking what they are."""
+CALLED = {
+    "vllm_xargs": "extra_args",
+    "structured_outputs": "structured outputs",
+    "chat_template": "Chat template",
+}
 """What vLLM calls a field in some of its messages."""
 
 
@@ -97,12 +97,12 @@ def some_body(rng: random.Random) -> Asked:
     if rng.random() < 0.3:
         body["stream"] = True
     for _ in range(rng.randint(1, 3)):
-        names = rng.choice((OURS, OURS, THEIRS, ROUTES[route]))
+        names = rng.choice((OURS, OURS, OURS, THEIRS, THEIRS, ROUTES[route], READ))
         name = rng.choice(names)
         place = rng.choice(("vllm_xargs", "sampling_params", None, None, None, None))
         target = body if place is None else body.setdefault(place, {})
         value = some_value(rng)
-        if isinstance(target, dict) and (name not in OBJECTS or value == {}):
+        if isinstance(target, dict):
             target[name] = value
     return Asked(route, body)
 

@@ -24,6 +24,9 @@ UNSUPPORTED: dict[str, str] = {
 }
 """Fields of `SamplingParams` that no value of can be honoured, and why."""
 
+OBJECTS = ("kv_transfer_params", "ec_transfer_params")
+"""What vLLM reads of `extra_args`, of any kind, as an object."""
+
 
 def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> None:
     """Accept a request or say why not, before its length is known.
@@ -37,6 +40,12 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
             raise ValueError(
                 f"{shortened(key)} is a field of other diffusion models; this model "
                 f"knows {', '.join(PREFIX + name for name in DllmParams.model_fields)}"
+            )
+    for field in OBJECTS:
+        value = (params.extra_args or {}).get(field)
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(
+                f"{field}={quoted(value)} cannot be read; allowed: an object"
             )
     for field, reason in UNSUPPORTED.items():
         if getattr(params, field) is not None:

@@ -99,6 +99,12 @@ def test_drafts_are_sent_to_those_who_ask_for_them() -> None:
             {"prompt": "a", "sampling_params": {"regex": "b+", "ebnf": "x"}},
             "sampling_params.ebnf={'grammar': 'x'} and structured_outputs=",
         ),
+        ({"prompt": "a", "sampling_params": {"ebnf": ["x"]}}, "ebnf=['x'] cannot be"),
+        ({"prompt": "a", "sampling_params": {"json_schema": 1}}, "json_schema=1 "),
+        (
+            {"prompt": "a", "sampling_params": {"structured_outputs": "json"}},
+            "structured_outputs='json' cannot be read; allowed: an object",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(body: dict[str, Any], words: str) -> None:

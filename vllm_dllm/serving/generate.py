@@ -9,6 +9,7 @@ import copy
 import functools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from types import NoneType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -21,12 +22,18 @@ from vllm.tokenizers import TokenizerLike
 
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.report import ForwardCount
+from vllm_dllm.serving.body import KINDS, Kinds, check_kinds
 from vllm_dllm.serving.lift import differ
 
 MASK_CHARACTER = "\N{LIGHT SHADE}"
 DRAFTS = "dllm_stream_drafts"
 GRAMMARS = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
 """SGLang's names of structured output, and vLLM's."""
+KINDS_OF_GRAMMARS: Kinds = {
+    "json_schema": ((str, dict, NoneType), "an object, or one as text"),
+    "regex": ((str, NoneType), "text"),
+    "ebnf": ((str, NoneType), "text"),
+}
 MAX_TOKENS = 512
 """Of requests that do not say, as in Diffulex."""
 CACHED_TOKENS = 2**16
@@ -68,6 +75,7 @@ class GenerateRequest(OpenAIBaseModel):
                 f"one of prompt, text and input_ids is needed, got {len(prompts)}",
                 parameter="prompt",
             )
+        check_kinds(self.sampling_params, KINDS_OF_GRAMMARS)
         fields = dict(self.model_extra or {})
         names = {"max_new_tokens": "max_tokens"}
         for key, value in self.sampling_params.items():
@@ -100,6 +108,7 @@ class GenerateRequest(OpenAIBaseModel):
                     "stream_mode='denoise' needs stream=true", parameter="stream_mode"
                 )
             fields[DRAFTS] = True
+        check_kinds(fields, KINDS)
         return CompletionRequest.model_validate(fields)
 
 

@@ -1,0 +1,79 @@
+"""What the body of a request has to be before vLLM reads its fields."""
+
+import re
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+
+from vllm_dllm.quoting import quoted, shortened
+
+Kinds = dict[str, tuple[tuple[type, ...], str]]
+"""What fields may be, and the same in words."""
+
+KINDS: Kinds = {
+    "structured_outputs": ((dict, NoneType), "an object"),
+    "messages": ((list,), "an array of at least one message"),
+}
+"""What vLLM takes fields for without a look."""
+
+MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""Half of a surrogate pair as JSON has it, or a whole one that was escaped."""
+
+
+def check_body(sent: bytes, body: Any) -> None:
+    """Accept a body, which is the JSON that was sent, or say what cannot be read.
+
+    Raises:
+        VLLMValidationError: naming the field, its value and what is allowed.
+    """
+    if not isinstance(body, dict):
+        return
+    check_kinds(body, KINDS)
+    # Few bodies have one, and some have a hundred thousand tokens.
+    if MAYBE_HALF.search(sent):
+        check_characters(body)
+
+
+def check_kinds(fields: dict[str, Any], known: Kinds) -> None:
+    """Refuse what vLLM would fail on instead of refusing it."""
+    for name in known.keys() & fields.keys():
+        value, (kinds, allowed) = fields[name], known[name]
+        if not isinstance(value, kinds) or value == []:
+            raise VLLMValidationError(
+                f"{name}={quoted(value)} cannot be read; allowed: {allowed}",
+                parameter=name,
+            )
+
+
+def check_characters(body: dict[str, Any]) -> None:
+    """Refuse text that no tokenizer and no answer can be given."""
+    for place, text in texts_of(body):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise VLLMValidationError(
+                f"{place}={quoted(text)} has half of a surrogate pair; allowed: "
+                "characters of Unicode",
+                parameter=place,
+            )
+
+
+def texts_of(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every string of a body and where it stands, names of fields before values."""
+    waiting: list[tuple[str, Any]] = [("", body)]
+    while waiting:
+        place, value = waiting.pop()
+        match value:
+            case str():
+                yield place, value
+            case dict():
+                for name in value:
+                    yield place or "a field's name", name
+                waiting += [
+                    (f"{place}.{shortened(name)}".lstrip("."), inner)
+                    for name, inner in value.items()
+                ]
+            case list():
+                waiting += [
+                    (f"{place}.{index}", inner) for index, inner in enumerate(value)
+                ]
