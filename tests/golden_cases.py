@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.reference import (
     dream_generate,
     fast_dllm_v2_generate,
+    joint_threshold_indel,
     llada2_generate,
     llada_generate,
     sdar_generate,
@@ -36,6 +37,8 @@ RULES = {"llada2": "threshold"}
 """Names in the case files that are not one of ours, nor an alias."""
 RENAMED = {"small_block_length": "sub_block_length"}
 """Fields of the case files that have another name here."""
+OTHER_RULES = {"hf"}
+"""Of LLaDA2.2's two schedules the one that is not SGLang's, and not ours."""
 DREAM_MEASURES = {"threshold": "maskgit_plus"}
 """Rules of ours that differ from one of Dream's by more than their measure."""
 
@@ -131,6 +134,17 @@ class Case:
                 self.algorithm,
                 MASK,
                 1.0 if self.threshold is None else self.threshold,
+            )
+        if self.algorithm == "joint_threshold_indel":
+            return joint_threshold_indel.generate(
+                model,
+                *request,
+                self.block_length,
+                mask_id=MASK,
+                eos_id=EOS,
+                threshold=self.threshold,
+                edit_threshold=self.edit_threshold,
+                max_post_steps=self.max_post_steps,
             )
         if isinstance(model, LLaDA2Moe):
             return llada2_generate.generate(
@@ -244,7 +258,9 @@ def golden_cases(checkpoint: str, block_length: int | None = None) -> list[Case]
 def recorded_cases(checkpoint: str) -> list[Case]:
     """All that the authors' code answered."""
     lines = (GOLDEN / checkpoint / "cases.jsonl").read_text().splitlines()
-    return [case_of(checkpoint, json.loads(line)) for line in lines]
+    recorded = [json.loads(line) for line in lines]
+    recorded = [line for line in recorded if line.get("rule") not in OTHER_RULES]
+    return [case_of(checkpoint, line) for line in recorded]
 
 
 def case_of(checkpoint: str, line: dict[str, Any]) -> Case:

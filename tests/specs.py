@@ -56,6 +56,8 @@ OFFLINE = {
     "llada32": EngineSpec("llada20-pub0", 32),
     "editing8": EngineSpec("llada21-pub0", 8),
     "editing32": EngineSpec("llada21-pub0", 32),
+    "moving8": EngineSpec("llada22-pub1", 8),
+    "moving32": EngineSpec("llada22-pub0", 32),
     "sdar16-tight": EngineSpec(
         "sdar-pub1",
         16,

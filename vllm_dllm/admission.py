@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.params import PREFIX, DllmParams, in_words
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.regimes.registry import regime_of
-from vllm_dllm.request import decoding_of, plan_of, wishes_of
+from vllm_dllm.request import decoding_of, plan_of, rule_of, wishes_of
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -34,7 +35,8 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    wishes_of(params.extra_args, config, params.structured_outputs is not None)
+    follows_grammar = params.structured_outputs is not None
+    wishes = wishes_of(params.extra_args, config, follows_grammar)
     for key in params.extra_args or {}:
         if key.startswith("diffusion_"):
             raise ValueError(
@@ -50,10 +52,17 @@ def check_sampling_params(params: "SamplingParams", config: "DllmConfig") -> Non
     for field, reason in UNSUPPORTED.items():
         if getattr(params, field) is not None:
             raise ValueError(f"{field}={quoted(getattr(params, field))}: {reason}")
-    if set(params.allowed_token_ids or ()) == {config.mask_token_id}:
+    never = {config.mask_token_id, *config.facts.never_answered}
+    if params.allowed_token_ids and never.issuperset(params.allowed_token_ids):
         raise ValueError(
             f"allowed_token_ids={quoted(params.allowed_token_ids)} allows no token but "
             "the mask, which is never chosen"
+        )
+    if params.bad_words and "moves" in get_rule(rule_of(wishes, config)).needs:
+        raise ValueError(
+            f"bad_words={quoted(params.bad_words)} is not possible with the decoding "
+            f"rule {wishes.algorithm!r}, which moves tokens next to each other; choose "
+            f"another {PREFIX}algorithm"
         )
     _check_numbers(params, config)
 

@@ -54,6 +54,21 @@ class Facts(BaseModel):
     page_size: int = 1
     """KV page in tokens."""
     vocab_size: int = UNBOUNDED
+    delete_token_id: int | None = None
+    split_token_id: int | None = None
+    """LLaDA2.2: tokens that move others, and stand in no answer."""
+
+    @property
+    def moves(self) -> tuple[int, int] | None:
+        """Both of them, where the checkpoint has them."""
+        if self.delete_token_id is None or self.split_token_id is None:
+            return None
+        return self.delete_token_id, self.split_token_id
+
+    @property
+    def never_answered(self) -> tuple[int, ...]:
+        """Tokens besides the mask that no answer holds."""
+        return self.moves or ()
 
     @property
     def full_attention(self) -> bool:

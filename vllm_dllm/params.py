@@ -89,9 +89,11 @@ class RuleParams(BaseModel):
     credit_gamma: float = Field(default=0.2, ge=0, le=MAX_REAL)
     """credit: power of the probability that is credited."""
     edit_threshold: float = Field(default=0.9, ge=0, le=1)
-    """joint_threshold: confidence above which a decoded token is replaced."""
+    """joint_threshold, joint_threshold_indel: confidence above which a decoded token is
+    replaced."""
     max_post_steps: int = Field(default=16, ge=0, le=MAX_STEPS)
-    """joint_threshold: steps that may go on editing a block without masks."""
+    """joint_threshold, joint_threshold_indel: steps that may go on editing a block
+    without masks."""
     sub_block_length: int = Field(default=8, ge=1, le=MAX_COUNT)
     """sub_block_threshold: length of the parts of a block, from its start on, that are
     decoded one after the other."""

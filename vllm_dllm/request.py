@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from vllm_dllm.config import DllmConfig
 
+MAX_REMEMBERED = 256 * 256
+"""Positions times steps of a block that a rule may remember, in a table that has room
+for that in every slot."""
 MAX_CREDIT_BLOCK = 256
 """credit keeps a token and a number for each pair of positions of a block."""
 GRAMMAR_RULE = "sequential"
@@ -100,6 +103,7 @@ def wishes_of(
         wishes = _decode_in_order(wishes, own)
     wishes = _with_buffer(wishes, own, config)
     rule = rule_of(wishes, config)
+    refuse_strange_moves(rule, config)
     parameters = get_rule(rule).parameters
     idle = own.keys() & NUMERIC_FIELDS.keys() - parameters - {"buffer_size"}
     for name in sorted(idle - (BUFFER_FIELDS if wishes.buffer_size > 1 else set())):
@@ -118,6 +122,7 @@ def wishes_of(
         refuse_idle_steps(wishes, wishes.steps or 1, config.block)
     if (block := wishes.block_length or config.block_size) is not None:
         refuse_long_credit(rule, block)
+        refuse_long_edits(rule, block, wishes.max_post_steps)
     return wishes
 
 
@@ -180,6 +185,28 @@ def refuse_long_credit(rule: str, block: int) -> None:
         raise ValueError(
             f"{PREFIX}block_length={block} is too long for the decoding rule "
             f"'credit'; allowed: 1 to {MAX_CREDIT_BLOCK}"
+        )
+
+
+def refuse_long_edits(rule: str, block: int, max_post_steps: int) -> None:
+    """Refuse more steps of a block than a rule can remember that remembers them."""
+    if rule != "joint_threshold_indel":
+        return
+    longest = MAX_REMEMBERED // block - block - 1
+    if max_post_steps > longest:
+        raise ValueError(
+            f"{PREFIX}max_post_steps={max_post_steps}: the decoding rule {rule!r} "
+            f"remembers the steps of a block; allowed: 0 to {max(0, longest)} with "
+            f"blocks of {block}"
+        )
+
+
+def refuse_strange_moves(rule: str, config: "DllmConfig") -> None:
+    """Refuse a rule that deletes and inserts tokens where the model cannot."""
+    if "moves" in get_rule(rule).needs and config.facts.moves is None:
+        raise ValueError(
+            f"{PREFIX}algorithm={rule!r} is for checkpoints that delete and insert "
+            "tokens (delete_token_id and split_token_id in config.json: LLaDA2.2)"
         )
 
 

@@ -41,6 +41,9 @@ class LLaDA2Config:
     rope_theta: float = 600000.0
     rms_norm_eps: float = 1e-6
     routed_scaling_factor: float = 2.5
+    block_size: int = 0
+    expert_capacity: int = 0
+    """LLaDA2.2: how many experts the tokens of a block share; 0 in older ones."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -114,7 +117,8 @@ class MLP(nn.Module):
 
 
 class Gate(nn.Module):
-    """Sigmoid router: group-limited top-k, the bias moves the choice only."""
+    """Sigmoid router: top-k of some groups, or of the block's experts; the bias moves
+    the choice only."""
 
     expert_bias: Tensor
 
@@ -130,15 +134,35 @@ class Gate(nn.Module):
         scores = torch.sigmoid(hidden.float() @ self.weight.float().T)
         with torch.no_grad():
             biased = scores + self.expert_bias
-            grouped = biased.view(len(biased), config.n_group, -1)
-            best = grouped.topk(2, -1).values.sum(-1).topk(config.topk_group, -1)
-            dropped = torch.ones_like(grouped[..., 0], dtype=torch.bool)
-            dropped.scatter_(1, best.indices, False)
-            biased = grouped.masked_fill(dropped[..., None], -torch.inf).flatten(1)
+            if config.expert_capacity:
+                biased = self.of_blocks(biased)
+            else:
+                biased = self.of_groups(biased)
             chosen = biased.topk(config.num_experts_per_tok, -1).indices
         weights = scores.gather(1, chosen)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return weights * config.routed_scaling_factor, chosen
+
+    def of_groups(self, biased: Tensor) -> Tensor:
+        """[tokens, experts]: only those of each token's best groups."""
+        config = self.config
+        grouped = biased.view(len(biased), config.n_group, -1)
+        best = grouped.topk(2, -1).values.sum(-1).topk(config.topk_group, -1)
+        dropped = torch.ones_like(grouped[..., 0], dtype=torch.bool)
+        dropped.scatter_(1, best.indices, False)
+        return grouped.masked_fill(dropped[..., None], -torch.inf).flatten(1)
+
+    def of_blocks(self, biased: Tensor) -> Tensor:
+        """[tokens, experts]: only those that a token of the same block wants most.
+
+        The tokens are those of one sequence, or of several of whole blocks.
+        """
+        kept = torch.full_like(biased, -torch.inf)
+        for first in range(0, len(biased), self.config.block_size):
+            rows = slice(first, first + self.config.block_size)
+            wanted = biased[rows].amax(0).topk(self.config.expert_capacity).indices
+            kept[rows, wanted] = biased[rows, wanted]
+        return kept
 
 
 class SparseMoE(nn.Module):

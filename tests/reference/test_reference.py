@@ -27,6 +27,8 @@ PROMPT = list(range(40, 57))
         ("sdar-pub1", 16, 32),
         ("llada20-pub0", 8, 15),
         ("llada20-pub0", 32, 15),
+        ("llada22-pub0", 32, 27),
+        ("llada22-pub1", 8, 25),
     ],
 )
 def test_tokens_and_forwards_are_those_of_the_authors_code(

@@ -1,9 +1,19 @@
 """What a decoding rule is given and what it answers. Torch only, no vLLM."""
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 import torch
+
+
+class Moves(NamedTuple):
+    """Tokens that a model predicts to move others; no answer holds one."""
+
+    delete: int
+    """Takes its position away: what follows moves left."""
+    split: int
+    """Puts a mask before the token of its position: what follows moves right."""
 
 
 @dataclass
@@ -59,8 +69,23 @@ class CanvasStep:
     """[n] int64: `step`, and one more of a block that begins with tokens of the
     prompt."""
 
+    # For rules that need "moves".
+    moves: Moves | None = None
+    """Candidates may be these then; for all other rules they never are."""
+    still: torch.Tensor | None = None
+    """[n, block] int64: the proposed token that moves nothing."""
+    another: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """(column: [n] int64, taken: [n, k] int64) -> [n] int64: the token that would be
+    proposed at a column if those taken could not be; -1 is none. Undefined where the
+    column has no candidate."""
+
+    # For rules that have a memory and do not reshape.
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Each [n, block, steps], changed in place; zeros at the block's first step."""
+
     def take(self, rows: torch.Tensor) -> "CanvasStep":
-        """The same of some requests: rows is [m] int64. `params` come separately."""
+        """The same of some requests: rows is [m] int64. What is of their rule comes
+        separately: `params`, `memory`, `another`."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
@@ -98,6 +123,11 @@ class Decision:
     stability: torch.Tensor | None = None
     """[n] float32, from rules of buffers that revise: share of the decoded positions
     that would get the same token again."""
+    tokens: torch.Tensor | None = None
+    """[n, block] int64: what the positions of `write` take; None: their candidates."""
+    source: torch.Tensor | None = None
+    """[n, block] int64: the column whose content each position has after all was
+    written; -1 makes it a mask. None: its own, nothing moves."""
 
 
 class DecodingRule(Protocol):
@@ -106,16 +136,28 @@ class DecodingRule(Protocol):
     parameters: ClassVar[frozenset[str]]
     """The fields of `RuleParams` that change what this rule does."""
     needs: ClassVar[frozenset[str]]
-    """Which of "entropy", "margin", "noise", "time" it reads."""
+    """Which of "entropy", "margin", "noise", "time" and "moves" it reads."""
     revises: ClassVar[bool]
     """Whether it changes decoded tokens. Nothing of a block is handed out then before
     the block is done."""
     memory: ClassVar[dict[str, torch.dtype]]
     """What it remembers of a block, by name: a value of this type for each position
-    and step, 0 at first. A rule that has any is a `ReshapingRule`."""
+    and step, 0 at first. A rule that has any is a `RememberingRule`."""
 
     def decide(self, canvas: CanvasStep) -> Decision:
         """Positions that are written in this step."""
+        ...
+
+
+class RememberingRule(DecodingRule, Protocol):
+    """A rule that has a memory."""
+
+    def memory_steps(self, block: int, parameters: dict[str, int | float]) -> int:
+        """How many steps of a block it remembers: no block takes more.
+
+        Args:
+            parameters: the rule's `parameters`.
+        """
         ...
 
 
@@ -129,7 +171,7 @@ class Bonus:
     """[rows, k] float32."""
 
 
-class ReshapingRule(DecodingRule, Protocol):
+class ReshapingRule(RememberingRule, Protocol):
     """A rule that changes logits by what it saw in earlier steps of the block."""
 
     def reshape(
@@ -151,6 +193,11 @@ class ReshapingRule(DecodingRule, Protocol):
             params: the rule's `parameters`, each [rows].
         """
         ...
+
+
+def reshapes(rule: DecodingRule) -> TypeGuard[ReshapingRule]:
+    """Whether it changes logits; its memory is for that then."""
+    return hasattr(rule, "reshape")
 
 
 class SelectingRule:

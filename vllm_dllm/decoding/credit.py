@@ -28,6 +28,9 @@ class Credit(SelectingRule):
         "credit": torch.float32,
     }
 
+    def memory_steps(self, block: int, parameters: dict[str, int | float]) -> int:
+        return block  # each of which decodes a position
+
     def reshape(
         self,
         token: torch.Tensor,

@@ -19,6 +19,8 @@ RULES: dict[str, str] = {
     "hierarchical": "vllm_dllm.decoding.hierarchical:Hierarchical",
     "credit": "vllm_dllm.decoding.credit:Credit",
     "joint_threshold": "vllm_dllm.decoding.joint_threshold:JointThreshold",
+    "joint_threshold_indel": "vllm_dllm.decoding.joint_threshold_indel:"
+    "JointThresholdIndel",
     "confidence_threshold": "vllm_dllm.decoding.confidence_threshold:"
     "ConfidenceThreshold",
     "sub_block_threshold": "vllm_dllm.decoding.sub_block_threshold:SubBlockThreshold",
@@ -52,6 +54,7 @@ ALIASES: dict[str, str] = {
     "low_confidence_dynamic": "threshold",
     "LowConfidence": "threshold",
     "JointThreshold": "joint_threshold",
+    "JointThresholdInDel": "joint_threshold_indel",
     "hierarchy": "hierarchical",
 }
 """Names that other engines and the authors' scripts use for the same rules."""

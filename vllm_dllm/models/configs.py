@@ -51,6 +51,10 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         router_dtype: str = "fp32",
         norm_head: bool = False,
         tie_word_embeddings: bool = False,
+        block_size: int | None = None,
+        expert_capacity: int | None = None,
+        delete_token_id: int | None = None,
+        split_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -73,17 +77,27 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         self.num_shared_experts = num_shared_experts
         self.moe_intermediate_size = moe_intermediate_size
         self.first_k_dense_replace = first_k_dense_replace
-        self.n_group = n_group
-        self.topk_group = topk_group
+        # Routing by blocks knows no groups: there they say nothing.
+        self.expert_capacity = expert_capacity or 0
+        self.n_group = 1 if self.expert_capacity else n_group
+        self.topk_group = 1 if self.expert_capacity else topk_group
         self.routed_scaling_factor = routed_scaling_factor
         self.norm_topk_prob = norm_topk_prob
         self.score_function = score_function
-        refuse_other_values(kwargs | {"score_function": score_function}, LLADA2_VALUES)
+        refuse_other_values(
+            {"score_function": score_function},
+            {"score_function": ("sigmoid", "softmax")},
+        )
         if score_function != "sigmoid" and moe_router_enable_expert_bias:
             raise ValueError(
                 "config.json: moe_router_enable_expert_bias=True is not supported with "
                 f"score_function={score_function!r}, only with 'sigmoid'"
             )
+        self.block_size = block_size
+        self.delete_token_id = delete_token_id
+        self.split_token_id = split_token_id
+        if self.expert_capacity:
+            refuse_other_routing(self)
         # The authors' router has one with sigmoid, stated or not, of zeros unless the
         # checkpoint brings its own; vLLM's knows none that is not stated.
         self.states_expert_bias = moe_router_enable_expert_bias
@@ -98,14 +112,25 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
-LLADA2_VALUES: dict[str, tuple[Any, ...]] = {
-    "score_function": ("sigmoid", "softmax"),
-    # LLaDA2.2: routing by blocks, and tokens that move others.
-    "expert_capacity": (0,),
-    "delete_token_id": (),
-    "split_token_id": (),
-}
-"""Fields of LLaDA2's config.json, and the values whose computation we have."""
+def refuse_other_routing(config: LLaDA2MoeConfig) -> None:
+    """Raise ValueError for a LLaDA2.2 whose routing by blocks is not defined."""
+    capacity, chosen = config.expert_capacity, config.num_experts_per_tok
+    if not chosen <= capacity <= config.num_experts:
+        raise ValueError(
+            f"config.json: expert_capacity={quoted(capacity)}; allowed: {chosen} "
+            f"(num_experts_per_tok) to {config.num_experts} (num_experts)"
+        )
+    if config.score_function != "sigmoid":
+        raise ValueError(
+            f"config.json: score_function={quoted(config.score_function)} is not "
+            f"supported with expert_capacity={capacity}, only 'sigmoid'"
+        )
+    for name in ("block_size", "delete_token_id", "split_token_id"):
+        if getattr(config, name) is None:
+            raise ValueError(
+                f"config.json: {name} is not given, which expert_capacity={capacity} "
+                "(LLaDA2.2) needs"
+            )
 
 
 class SDARConfig(Qwen3Config):

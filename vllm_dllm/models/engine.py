@@ -18,10 +18,12 @@ from vllm_dllm.config import KEY, DllmConfig
 from vllm_dllm.models.capacity import make_room
 from vllm_dllm.models.sources import (
     checkpoint_fields,
+    defaults_of,
     engine_facts,
     family_of,
     user_fields,
 )
+from vllm_dllm.request import refuse_strange_moves
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -45,7 +47,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         # vLLM caches `is_diffusion` when it is first read, which may be before the
         # flags are known; the value itself is set below.
-        defaults = family_of(model_config).defaults
+        defaults = defaults_of(model_config)
         forget_unused_window(model_config.hf_config)
         model_config.hf_config.canvas_length = canvas_length(defaults.get("block_size"))
 
@@ -55,7 +57,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         model_config = vllm_config.model_config
         family = family_of(model_config)
         config = DllmConfig.build(
-            family.defaults,
+            defaults_of(model_config),
             checkpoint_fields(model_config),
             user_fields(vllm_config),
             facts=family.facts,
@@ -66,13 +68,16 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
                 f"{KEY}.mask_token_id={config.mask_token_id} is not in the vocabulary "
                 f"of {vocab_size} tokens"
             )
+        refuse_torn_blocks(model_config.hf_config, config.block_size)
         canvas = canvas_length(config.block_size)
         model_config.hf_config.canvas_length = canvas
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=canvas)
 
         make_room(vllm_config, config)
         facts = engine_facts(vllm_config, config)
-        config.with_facts(facts).attach(model_config)
+        config = config.with_facts(facts)
+        refuse_strange_moves(config.algorithm, config)
+        config.attach(model_config)
         vllm_config.attention_config.use_non_causal = True
         vllm_config.scheduler_config.async_scheduling = False
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
@@ -84,6 +89,20 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
                 current_platform.device_type
             ]
         logger.info("Diffusion language model: %s", config)
+
+
+def refuse_torn_blocks(hf_config: Any, block_size: int | None) -> None:
+    """Raise ValueError for blocks that would not hold whole ones of those in which
+    tokens share their experts (LLaDA2.2)."""
+    if not getattr(hf_config, "expert_capacity", None):
+        return
+    routed = hf_config.block_size
+    if block_size is None or block_size % routed:
+        raise ValueError(
+            f"{KEY}.block_size={block_size}: tokens share their experts in blocks of "
+            f"{routed} (block_size of config.json); allowed: {routed} and multiples of "
+            "it"
+        )
 
 
 def forget_unused_window(hf_config: Any) -> None:

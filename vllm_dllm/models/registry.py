@@ -32,9 +32,17 @@ class Family:
     inherited: frozenset[str] = frozenset()
     """Sampling parameters that the base model left in generation_config.json, and the
     authors' code does not read."""
+    revisions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Defaults of later checkpoints, over the others, by the field of config.json that
+    only these have."""
 
 
 _LLADA2 = {"block_size": 32, "threshold": 0.95, "cap_steps": True}
+_LLADA22 = {
+    "algorithm": "joint_threshold_indel",
+    "threshold": 0.5,
+    "edit_threshold": 0.0,
+}
 _SDAR = {"block_size": 4, "threshold": 0.85}
 # The mask is a default of the authors' `generate`; their config.json has none.
 _STABLE_DIFFCODER = {
@@ -72,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         model="vllm_dllm.models.llada2_moe:LLaDA2MoeModelLM",
         config="LLaDA2MoeConfig",
         defaults=_LLADA2,
+        revisions={"expert_capacity": _LLADA22},
         mask_tokens=("<|mask|>",),
         stop_tokens=("<|endoftext|>", "<|role_end|>"),
         generation=_GREEDY,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.config import DllmConfig, Facts, given
 from vllm_dllm.models.registry import FAMILIES, Family
+from vllm_dllm.quoting import quoted
 from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
 
 def family_of(model_config: "ModelConfig") -> Family:
     return FAMILIES[model_config.architecture]
+
+
+def defaults_of(model_config: "ModelConfig") -> dict[str, Any]:
+    """Those of the family, and of a later checkpoint of it."""
+    family = family_of(model_config)
+    defaults = dict(family.defaults)
+    for field, later in family.revisions.items():
+        if getattr(model_config.hf_config, field, None):
+            defaults |= later
+    return defaults
 
 
 def user_fields(vllm_config: "VllmConfig") -> dict[str, Any]:
@@ -46,6 +57,27 @@ def find_mask_token(model_config: "ModelConfig") -> int | None:
     spellings = [spelling for family in families for spelling in family.mask_tokens]
     found = find_tokens(model_config, (named or "", *spellings))
     return next((token for token in found if token is not None), None)
+
+
+def find_moves(model_config: "ModelConfig", mask_token_id: int) -> dict[str, int]:
+    """The tokens that move others, which config.json names or does not.
+
+    Raises:
+        ValueError: for an id that the model does not have, or has for something else.
+    """
+    found: dict[str, int] = {}
+    for name in ("delete_token_id", "split_token_id"):
+        token = getattr(model_config.hf_config, name, None)
+        if token is None:
+            continue
+        known = range(model_config.get_vocab_size())
+        if token not in known or token in (mask_token_id, *found.values()):
+            raise ValueError(
+                f"config.json: {name}={quoted(token)}; allowed: 0 to {known[-1]}, not "
+                f"the mask ({mask_token_id}), and not one for both"
+            )
+        found[name] = token
+    return found
 
 
 def find_end_token(model_config: "ModelConfig") -> int | None:
@@ -108,5 +140,6 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
             ),
             "page_size": vllm_config.cache_config.block_size,
             "vocab_size": len(known),
+            **find_moves(model_config, config.mask_token_id),
         }
     )

@@ -5,11 +5,10 @@ Afterwards the logits are the model's own again: logprobs are taken from them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 
-from vllm_dllm.decoding.base import Bonus, ReshapingRule
+from vllm_dllm.decoding.base import Bonus, ReshapingRule, reshapes
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.ops.candidate import candidates
 from vllm_dllm.worker.canvas_batch import CanvasBatch
@@ -32,8 +31,8 @@ def with_bonuses(
     """
     changed = []
     for name in names:
-        if get_rule(name).memory:
-            rows, bonus = _bonus_of(name, logits, batch, tables, mask_token_id)
+        if reshapes(rule := get_rule(name)):
+            rows, bonus = _bonus_of(name, rule, logits, batch, tables, mask_token_id)
             own = logits[rows].gather(1, bonus.tokens)
             changed.append((rows.unsqueeze(1), bonus.tokens, own))
             logits[rows.unsqueeze(1), bonus.tokens] = own + bonus.values.to(own.dtype)
@@ -44,13 +43,13 @@ def with_bonuses(
 
 def _bonus_of(
     name: str,
+    rule: ReshapingRule,
     logits: torch.Tensor,
     batch: CanvasBatch,
     tables: RuleTables,
     mask_token_id: int,
 ) -> tuple[torch.Tensor, Bonus]:
     """The rows that a rule changes, [m] int64, and what it adds to them."""
-    rule = cast(ReshapingRule, get_rule(name))
     block, column = batch.cell
     mine = torch.zeros_like(batch.active)
     mine[tables.where(name, batch.slot_np)] = True

@@ -171,7 +171,8 @@ class Canvas:
             finished: [m] bool: every token of the block was handed out.
         """
         slot, place, width = batch.slot, batch.place, batch.tokens.shape[1]
-        tokens = batch.tokens.masked_fill(finished.unsqueeze(1), self.mask_token_id)
+        is_mask = batch.masked | finished.unsqueeze(1)
+        tokens = batch.tokens.masked_fill(is_mask, self.mask_token_id)
         for table, values in (
             (self.tokens, tokens),
             (self.decided_at, batch.decided_at),

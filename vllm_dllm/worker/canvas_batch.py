@@ -128,6 +128,16 @@ class CanvasBatch:
         self.masked &= ~where
         self.decided_at = torch.where(where, self.step.unsqueeze(1), self.decided_at)
 
+    def move(self, source: torch.Tensor) -> None:
+        """Give each position what another one holds.
+
+        source: [m, width] int64: its column; -1 for a mask.
+        """
+        column = source.clamp(min=0)
+        self.tokens = self.tokens.gather(1, column)
+        self.masked = self.masked.gather(1, column) | (source < 0)
+        self.decided_at = self.decided_at.gather(1, column)
+
     def first_mask(self) -> torch.Tensor:
         """[m] int64: the first column that is still a mask; the block's length if none
         is."""

@@ -16,6 +16,9 @@ from vllm.sampling_params import SamplingParams
 
 LIMIT = 1e30
 """Larger values count as this one: float32 still holds it over any temperature."""
+TAKEN = 3
+"""Tokens that may have been taken from every row: the mask, and those that move
+others."""
 FAR = 2**62
 """Beyond every position, and an int64 like them."""
 
@@ -56,12 +59,11 @@ class LogitsRules:
             by_length[len(words)].append(words)
         self.bad_words_by_length = [torch.tensor(same) for same in by_length.values()]
         """[words, length] int64 each."""
-        # The mask was taken from every row, and is no token.
         num_bans = len(stops) + sum(map(len, self.bad_words))
         self.may_leave_none = (
             self.follows_grammar
             or self.not_allowed is not None
-            or num_bans >= vocab - 1
+            or num_bans >= vocab - TAKEN
         )
         """Whether a row could be without a token after the bans."""
 

@@ -1,9 +1,10 @@
 """Logprobs of decoded tokens, kept from the step that decided them until they leave.
 
 They are those of the model's own distribution (vLLM's `raw_logprobs`), without the
-mask, at the step in which the position became the token.
+mask and what else is in no answer, at the step in which the position became the token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,12 @@ class BlockLogprobs:
 class Logprobs:
     """Of the requests that asked for them, by slot. A `BlockState`."""
 
-    def __init__(self, vocab: int, mask_token_id: int, device: torch.device) -> None:
+    def __init__(
+        self, vocab: int, never_answered: Sequence[int], device: torch.device
+    ) -> None:
+        """`never_answered`: tokens that have no part in the distribution."""
         self.vocab = vocab
-        self.mask_token_id = mask_token_id
+        self.never_answered = list(never_answered)
         self.device = device
         self.kept: dict[int, BlockLogprobs] = {}
 
@@ -80,13 +84,25 @@ class Logprobs:
             for row in rows.tolist():  # one row at a time is one float32 row at a time
                 place = kept_at[index, column[row]]
                 values = logits[row].float()
-                values[self.mask_token_id] = float("-inf")
+                values[self.never_answered] = float("-inf")
                 logprobs = values.log_softmax(dim=0)
                 token = candidate[index, column[row]]
                 top = logprobs.topk(kept.logprobs.shape[1] - 1)
                 kept.token_ids[place] = torch.cat([token.view(1), top.indices]).int()
                 kept.logprobs[place] = torch.cat([logprobs[token].view(1), top.values])
                 kept.ranks[place] = (logprobs >= logprobs[token]).sum()
+
+    def move(self, batch: CanvasBatch, source: torch.Tensor) -> None:
+        """Let the logprobs of a position go where its token goes.
+
+        source: [m, width] int64, as in `CanvasBatch.move`.
+        """
+        kept_at, column = batch.kept_at, source.clamp(min=0)
+        for index, slot in enumerate(batch.slot_np.tolist()):
+            if (kept := self.kept.get(slot)) is not None:
+                place, old = kept_at[index], kept_at[index, column[index]]
+                for values in (kept.token_ids, kept.logprobs, kept.ranks):
+                    values[place] = values[old]
 
     def hand_out(
         self, batch: CanvasBatch, count: torch.Tensor

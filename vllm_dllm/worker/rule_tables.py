@@ -1,11 +1,13 @@
 """RuleTables: the decoding rule of every slot, its parameters, and its memory."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from vllm_dllm.decoding.base import RememberingRule
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.decoding.time_grid import time_grid
 from vllm_dllm.params import NUMERIC_FIELDS
@@ -47,11 +49,12 @@ class RuleTables:
             eps = decoding.parameters.get("eps", 0)
             self._set_time(slot, time_grid(steps, eps))
         for name, dtype in rule.memory.items():
+            steps = cast(RememberingRule, rule).memory_steps(block, decoding.parameters)
             if name not in self.memory:
-                shape = (block, block)  # position and step
                 slots = len(self.algorithm)
+                shape = (block, steps)
                 self.memory[name] = BlockTable(slots, shape, dtype, self.device)
-            self.memory[name].grow(block, block)
+            self.memory[name].grow(block, steps)
             self.memory[name].clear(slot)
 
     def _set_time(self, slot: int, share: torch.Tensor) -> None:
@@ -70,6 +73,28 @@ class RuleTables:
         for name, values in saved.items():
             self.memory[name].restore(slot, values)
 
+    def recall(
+        self, name: str, slot: torch.Tensor, step: torch.Tensor, width: int
+    ) -> dict[str, torch.Tensor]:
+        """What a rule remembers of some blocks, each [n, width, steps].
+
+        slot, step: [n] int64.
+        """
+        # What is there before the first step is of the slot's last block.
+        begins = (step == 0).view(-1, 1, 1)
+        tables = {n: self.memory[n] for n in get_rule(name).memory}
+        for table in tables.values():
+            table.grow(width, 0)
+        return {
+            n: table.values[slot, :width].masked_fill(begins, 0)
+            for n, table in tables.items()
+        }
+
+    def remember(self, slot: torch.Tensor, memory: dict[str, torch.Tensor]) -> None:
+        """Keep what `recall` gave, as the rule has changed it."""
+        for name, values in memory.items():
+            self.memory[name].values[slot, : values.shape[1]] = values
+
     def of(self, slot_np: np.ndarray) -> list[str]:
         """The rules of a batch, each once.
 
@@ -79,8 +104,20 @@ class RuleTables:
 
     def where(self, name: str, slot_np: np.ndarray) -> torch.Tensor:
         """[k] int64: which of [m] slots have a rule."""
-        index = np.flatnonzero(self.algorithm[slot_np] == name)
+        index = np.flatnonzero(self.has(name, slot_np))
         return async_tensor_h2d(index, self.device)
+
+    def has(self, name: str, slot_np: np.ndarray) -> np.ndarray:
+        """[m] bool, on the CPU: whether a slot has the rule."""
+        return self.algorithm[slot_np] == name
+
+    def which_need(self, what: str, slot_np: np.ndarray) -> torch.Tensor:
+        """[m] bool: which of [m] slots have a rule that reads it."""
+        found = np.zeros(len(slot_np), dtype=bool)
+        for name in self.of(slot_np):
+            if what in get_rule(name).needs:
+                found |= self.has(name, slot_np)
+        return async_tensor_h2d(found, self.device)
 
     def parameters_of(self, name: str, slot: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parameters of a rule's requests, each [n]; slot: [n] int64."""

@@ -11,7 +11,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from vllm_dllm.decoding.base import CanvasStep
+from vllm_dllm.decoding.base import CanvasStep, Moves, reshapes
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.report import StepReport
@@ -19,6 +19,7 @@ from vllm_dllm.worker.bonus import with_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.emission import emit
 from vllm_dllm.worker.grammar import exclude_ungrammatical
+from vllm_dllm.worker.moves import another_token, merged, without_moves
 from vllm_dllm.worker.rule_tables import needs_of
 from vllm_dllm.worker.slots import Slots
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -39,6 +40,8 @@ class StepDecision:
     """[m, width] bool: positions that take their candidate."""
     candidate: torch.Tensor
     """[m, width] int64."""
+    source: torch.Tensor | None
+    """[m, width] int64: as in `Decision`; None where no rule of the batch moves any."""
     done: torch.Tensor
     """[m] bool: decoded positions are stable; False where a rule may still revise
     them."""
@@ -62,6 +65,8 @@ class DenoisingSampler:
         self.canvas = slots.canvas
         self.rules = slots.rules
         self.sampling = slots.sampling
+        moves = slots.config.facts.moves
+        self.moves = None if moves is None else Moves(*moves)
         self.logprobs = slots.logprobs
         self.telling = slots.telling
         self._make_report: Callable[[], StepReport] = StepReport
@@ -127,6 +132,8 @@ class DenoisingSampler:
         decision = self.decide(logits, batch)
         if self.logprobs.kept:
             self.logprobs.record(logits, batch, decision.write, decision.candidate)
+            if decision.source is not None:
+                self.logprobs.move(batch, decision.source)
         tokens, count = self.apply(decision, batch)
         names = self.rules.of(batch.spans.slot_np)
         revises = any(get_rule(name).revises for name in names)
@@ -151,11 +158,26 @@ class DenoisingSampler:
         all_token_ids = self.req_states.all_token_ids.gpu
         names = self.rules.of(spans.slot_np)
         needs = needs_of(names)
-        with with_bonuses(names, logits, batch, self.rules, mask):
-            measures = bool(needs & {"entropy", "margin"})
-            found = self.sampling.propose(logits, batch, mask, measures, all_token_ids)
+        propose = partial(
+            self.sampling.propose,
+            mask_token_id=mask,
+            measures=bool(needs & {"entropy", "margin"}),
+            all_token_ids=all_token_ids,
+        )
+        with (
+            without_moves(logits, self.moves),
+            with_bonuses(names, logits, batch, self.rules, mask),
+        ):
+            found = propose(logits, batch)
+        still = found.token
+        if "moves" in needs:
+            may_move = self.rules.which_need("moves", batch.slot_np)
+            moving = propose(logits, batch)
+            found = merged(found, moving, may_move[batch.cell[0]])
         canvas_step = self._canvas_step(found, batch, needs)
-        decision = self._ask_rules(names, canvas_step, batch)
+        canvas_step.still = batch.spread(still)
+        another = partial(another_token, propose, logits, batch)
+        decision = self._ask_rules(names, canvas_step, batch, another)
         write = decision.write
         if spans.leads is not None:
             lead = batch.masked & (batch.column == 0)
@@ -179,6 +201,8 @@ class DenoisingSampler:
             count: [num_reqs] int32.
         """
         batch.write(decision.write, decision.candidate)
+        if decision.source is not None:
+            batch.move(decision.source)
         emission = emit(batch, decision.done, self.canvas.max_len)
         self.canvas.scatter(batch, emission.finished)
         if batch.buffered is not None:
@@ -244,16 +268,23 @@ class DenoisingSampler:
             time=step_time,
             before=before,
             age=age,
+            moves=self.moves,
             params={},
         )
 
     def _ask_rules(
-        self, names: list[str], canvas_step: CanvasStep, batch: CanvasBatch
+        self,
+        names: list[str],
+        canvas_step: CanvasStep,
+        batch: CanvasBatch,
+        another: Callable[..., torch.Tensor],
     ) -> StepDecision:
-        """Ask each rule in the batch about its blocks."""
+        """Ask each rule in the batch about its blocks; `another` is `another_token` of
+        the step."""
         decided = StepDecision(
             write=torch.zeros_like(batch.masked),
             candidate=canvas_step.candidate,
+            source=None,
             done=torch.ones_like(batch.active),
             stability=torch.full_like(canvas_step.confidence[:, 0], torch.nan),
         )
@@ -264,8 +295,21 @@ class DenoisingSampler:
                 index = self.rules.where(name, batch.slot_np)
                 rows, mine, slot = index, canvas_step.take(index), slot[index]
             mine.params = self.rules.parameters_of(name, slot)
-            decision = get_rule(name).decide(mine)
+            rule = get_rule(name)
+            if rule.memory and not reshapes(rule):
+                width = batch.tokens.shape[1]
+                mine.memory = self.rules.recall(name, slot, mine.step, width)
+            if "moves" in rule.needs:
+                mine.another = partial(another, self.rules.has(name, batch.slot_np))
+            decision = rule.decide(mine)
+            self.rules.remember(slot, mine.memory)
             decided.write[rows] = decision.write
+            if decision.tokens is not None:
+                decided.candidate[rows] = decision.tokens
+            if decision.source is not None:
+                if decided.source is None:
+                    decided.source = batch.column.repeat(len(batch.slot), 1)
+                decided.source[rows] = decision.source
             if decision.done is not None:
                 decided.done[rows] = decision.done
             if decision.stability is not None:

@@ -30,7 +30,8 @@ class Slots:
         self.canvas = Canvas(num_slots, config.block_size or 1, mask_token_id, device)
         self.rules = RuleTables(num_slots, device)
         self.sampling = Sampling(num_slots, vocab, device, config.facts)
-        self.logprobs = Logprobs(vocab, mask_token_id, device)
+        never_answered = (mask_token_id, *config.facts.never_answered)
+        self.logprobs = Logprobs(vocab, never_answered, device)
         self.telling = Telling()
         self.suspended = SuspendedBlocks(
             [self.buffers, self.canvas, self.rules, self.logprobs]
