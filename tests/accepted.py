@@ -71,6 +71,7 @@ flag = mostly(one_of(True, False, 0, 1), [2, -1])
 token = integer(0, VOCAB - 1)
 tokens = several(token, 3)
 
+OF_ALL_MODELS = [rule for rule in RULES if "moves" not in get_rule(rule).needs]
 OF_RULES: dict[str, Value] = {
     name: count if kind is int else number(0, 1)
     for name, kind in NUMERIC_FIELDS.items()
@@ -251,7 +252,7 @@ def one_oddity_each(full_attention: bool) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
     for name, kind in NUMERIC_FIELDS.items():
         # Of several rules the last is one of Dream's, whose steps are a table.
-        rules = [rule for rule in RULES if name in get_rule(rule).parameters]
+        rules = [rule for rule in OF_ALL_MODELS if name in get_rule(rule).parameters]
         rule = rules[-1] if rules else "threshold"
         for value in ODD_COUNTS if kind is int else ODD_NUMBERS:
             own = {"dllm_algorithm": rule, f"dllm_{name}": value}

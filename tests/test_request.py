@@ -7,11 +7,16 @@ from vllm.sampling_params import SamplingParams
 
 from tests.wishes import CONFIG, FACTS, FULL, WHOLE, with_grammar
 from vllm_dllm.admission import check_sampling_params
-from vllm_dllm.config import DllmConfig
+from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
 from vllm_dllm.models.registry import FAMILIES
-from vllm_dllm.params import BUFFER_FIELDS, FULL_ATTENTION_FIELDS, NUMERIC_FIELDS
-from vllm_dllm.request import decoding_of, resolve, wishes_of
+from vllm_dllm.params import (
+    BUFFER_FIELDS,
+    FULL_ATTENTION_FIELDS,
+    MAX_STEPS,
+    NUMERIC_FIELDS,
+)
+from vllm_dllm.request import MAX_REMEMBERED, decoding_of, resolve, wishes_of
 from vllm_dllm.settled import Decoding
 
 OF_BUFFERS = {"buffer_size", *BUFFER_FIELDS}
@@ -219,7 +224,8 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
     """`threshold` is `>` for LLaDA2 and SDAR, `>=` for Fast-dLLM and Stable-DiffCoder;
     `entropy` is one of Dream's own rules in Dream's scripts."""
     family = FAMILIES[architecture]
-    facts = family.facts
+    moves = {"delete_token_id": 253, "split_token_id": 254}
+    facts = family.facts.model_copy(update=moves)
     base = {"mask_token_id": 255, "block_size": 32}
     config = DllmConfig.build(base, facts=facts)
     meant = ALIASES.get(rule, rule)
@@ -244,3 +250,41 @@ def test_a_rule_that_a_family_calls_otherwise_has_its_own_fields() -> None:
     assert resolve(own, FULL.with_facts(facts), 64).parameters["alg_temp"] == 0.5
     with pytest.raises(ValueError, match=r"dllm_alg_temp=0.5 .*'entropy'"):
         resolve(own, FULL, 64)
+
+
+def test_a_rule_that_moves_tokens_is_for_models_that_do() -> None:
+    """No token of another model says so: it would be decoded as by joint_threshold."""
+    own = {"dllm_algorithm": "JointThresholdInDel"}
+    assert wishes_of(own, CONFIG).algorithm == "joint_threshold_indel"
+    for facts in (Facts(), Facts(delete_token_id=253), Facts(split_token_id=254)):
+        with pytest.raises(ValueError, match=r"'joint_threshold_indel' is for .*2\.2"):
+            wishes_of(own, CONFIG.with_facts(facts))
+
+
+@pytest.mark.parametrize(("block", "most"), [(8, 8183), (32, 2015), (255, 1)])
+def test_a_rule_remembers_no_more_steps_than_there_is_room_for(
+    block: int, most: int
+) -> None:
+    """The table that every slot has a part of would be larger than the machine."""
+    own = {"dllm_algorithm": "joint_threshold_indel"}
+    config = CONFIG.model_copy(update={"block_size": block})
+    steps = min(most, MAX_STEPS)
+    assert wishes_of({**own, "dllm_max_post_steps": steps}, config)
+    remembered = get_rule("joint_threshold_indel").memory_steps(
+        block, {"max_post_steps": steps}
+    )
+    assert block * remembered <= MAX_REMEMBERED
+    if most < MAX_STEPS:
+        refused = rf"dllm_max_post_steps={most + 1}: .*allowed: 0 to {most} with"
+        with pytest.raises(ValueError, match=refused):
+            wishes_of({**own, "dllm_max_post_steps": most + 1}, config)
+    longer = config.model_copy(update={"block_size": 256})
+    with pytest.raises(ValueError, match="not possible with blocks of 256 tokens"):
+        wishes_of(own, longer)
+
+
+def test_several_blocks_are_not_for_a_rule_that_moves_tokens() -> None:
+    """A block that hands out nothing until it is done is no ground for the next."""
+    own = {"dllm_algorithm": "joint_threshold_indel", "dllm_buffer_size": 2}
+    with pytest.raises(ValueError, match=r"dllm_buffer_size=2 is not defined for"):
+        wishes_of(own, CONFIG)

@@ -8,8 +8,10 @@ from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import RULES, get_rule
 
 CONFIG = DllmConfig.build(
-    {"block_size": 8, "mask_token_id": 255, "threshold": 0.7, "steps": 4}
+    {"block_size": 8, "mask_token_id": 255, "threshold": 0.7, "steps": 4},
+    facts=Facts(delete_token_id=253, split_token_id=254),
 )
+"""Has every rule."""
 
 
 FACTS = Facts(

@@ -193,10 +193,15 @@ def refuse_long_edits(rule: str, block: int, max_post_steps: int) -> None:
     if rule != "joint_threshold_indel":
         return
     longest = MAX_REMEMBERED // block - block - 1
+    if longest < 0:
+        raise ValueError(
+            f"{PREFIX}algorithm={rule!r} is not possible with blocks of {block} tokens "
+            "(dllm.block_size), whose steps it remembers"
+        )
     if max_post_steps > longest:
         raise ValueError(
             f"{PREFIX}max_post_steps={max_post_steps}: the decoding rule {rule!r} "
-            f"remembers the steps of a block; allowed: 0 to {max(0, longest)} with "
+            f"remembers the steps of a block; allowed: 0 to {longest} with "
             f"blocks of {block}"
         )
 

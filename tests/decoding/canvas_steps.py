@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, DecodingRule
+from vllm_dllm.decoding.base import CanvasStep, DecodingRule, Moves, reshapes
 
 NAN = float("nan")
 
@@ -28,6 +28,8 @@ MEASURES = {
 }
 TOKENS = 4
 UNDEFINED = -1
+NO_MOVES = Moves(TOKENS, TOKENS + 1)
+"""Of a model that never predicts them."""
 
 
 @dataclass
@@ -208,6 +210,11 @@ def as_step(batch: list[Row], rule: DecodingRule | None = None) -> CanvasStep:
     def needed(name: str) -> bool:
         return rule is None or name in rule.needs
 
+    candidate = grid("candidate", UNDEFINED)
+
+    def proposed(columns: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+        return candidate.gather(1, columns.unsqueeze(1)).squeeze(1)
+
     return CanvasStep(
         tokens=grid("tokens", UNDEFINED),
         masked=grid("masked", False),
@@ -215,14 +222,29 @@ def as_step(batch: list[Row], rule: DecodingRule | None = None) -> CanvasStep:
         length=column("block"),
         step=column("step"),
         post_steps=column("post_steps"),
-        candidate=grid("candidate", UNDEFINED),
+        candidate=candidate,
         confidence=grid("confidence", NAN),
         entropy=grid("entropy", NAN) if needed("entropy") else None,
         margin=grid("margin", NAN) if needed("margin") else None,
         noise=grid("noise", NAN) if needed("noise") else None,
         time=column("time") if needed("time") else None,
         params={name: column(name) for name in names},
+        moves=NO_MOVES if needed("moves") else None,
+        still=candidate,
+        another=proposed,
+        memory={} if rule is None else nothing_remembered(rule, len(batch), width),
     )
+
+
+def nothing_remembered(
+    rule: DecodingRule, rows: int, width: int
+) -> dict[str, torch.Tensor]:
+    """The memory of a rule that decides by it, in blocks with as many steps."""
+    memory = {} if reshapes(rule) else rule.memory
+    return {
+        name: torch.zeros(rows, width, 4 * width + 4, dtype=dtype)
+        for name, dtype in memory.items()
+    }
 
 
 def columns(selected: torch.Tensor) -> list[set[int]]:

@@ -61,7 +61,7 @@ def test_some_rows_of_a_step_are_whole_rows() -> None:
         expected = as_step([batch[row] for row in rows])
         width = expected.masked.shape[1]
         for part in fields(CanvasStep):
-            if part.name == "params":
+            if part.name in ("params", "moves", "another", "memory"):
                 continue
             got, same = getattr(taken, part.name), getattr(expected, part.name)
             if part.name in ("before", "age"):

@@ -235,13 +235,40 @@ def test_a_router_of_llada2_has_a_bias_with_sigmoid_alone() -> None:
         LLaDA2MoeConfig(score_function="tanh")
 
 
+LLADA22 = {
+    "block_size": 32,
+    "expert_capacity": 48,
+    "delete_token_id": 156930,
+    "split_token_id": 156931,
+}
+
+
+def test_routing_by_blocks_knows_no_groups() -> None:
+    """Configs of LLaDA2.2 still name groups, which vLLM's router would follow."""
+    config = LLaDA2MoeConfig(**LLADA22)
+    assert (config.n_group, config.topk_group) == (1, 1)
+    config = LLaDA2MoeConfig(**LLADA22 | {"expert_capacity": None})
+    assert (config.expert_capacity, config.n_group, config.topk_group) == (0, 8, 4)
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("expert_capacity", 48), ("delete_token_id", 253), ("split_token_id", 254)],
+    ("changes", "message"),
+    [
+        ({"expert_capacity": 7}, r"expert_capacity=7; allowed: 8 .* to 256"),
+        ({"expert_capacity": 257}, r"expert_capacity=257; allowed: 8 .* to 256"),
+        ({"expert_capacity": -1}, r"expert_capacity=-1; allowed: 8 .* to 256"),
+        ({"block_size": None}, "block_size is not given, .*expert_capacity=48"),
+        ({"delete_token_id": None}, "delete_token_id is not given"),
+        ({"split_token_id": None}, "split_token_id is not given"),
+        (
+            {"score_function": "softmax", "moe_router_enable_expert_bias": False},
+            "score_function='softmax' is not supported with expert_capacity=48",
+        ),
+    ],
 )
-def test_a_checkpoint_of_llada2_2_is_refused(field: str, value: int) -> None:
-    """Its weights are those of 2.1 by name and shape: it would load, and answer
-    nonsense."""
-    with pytest.raises(ValueError, match=f"{field}={value} is not supported"):
-        LLaDA2MoeConfig(**{field: value})
-    LLaDA2MoeConfig(expert_capacity=0)
+def test_a_half_described_llada2_2_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    """It would be served as if it were 2.1, and answer nonsense."""
+    with pytest.raises(ValueError, match=message):
+        LLaDA2MoeConfig(**LLADA22 | changes)

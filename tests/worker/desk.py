@@ -15,6 +15,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from vllm_dllm.config import DllmConfig, Facts
+from vllm_dllm.decoding.registry import RULES, get_rule
 from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.span import Plan, Span
 from vllm_dllm.worker.canvas_batch import CanvasBatch
@@ -23,6 +24,8 @@ from vllm_dllm.worker.slots import Slots
 from vllm_dllm.worker.spans.batch import SpanBatch
 
 VOCAB, MASK, EOS, EOT = 20, 19, 1, 2
+DELETE, SPLIT = 17, 18
+"""Of the family `moving`; tokens like all others elsewhere."""
 MAX_LEN = 64
 CPU = torch.device("cpu")
 FAMILIES = {
@@ -33,6 +36,13 @@ FAMILIES = {
         eos_token_id=EOS,
         max_model_len=MAX_LEN,
         vocab_size=VOCAB,
+    ),
+    "moving": Facts(
+        eos_token_id=EOS,
+        max_model_len=MAX_LEN,
+        vocab_size=VOCAB,
+        delete_token_id=DELETE,
+        split_token_id=SPLIT,
     ),
     "full": Facts(
         attention="full",
@@ -55,6 +65,18 @@ FAMILIES = {
         vocab_size=VOCAB,
     ),
 }
+RULES_OF = {
+    family: [
+        rule
+        for rule in RULES
+        if facts.moves is not None or "moves" not in get_rule(rule).needs
+    ]
+    for family, facts in FAMILIES.items()
+}
+"""The rules that a request to a family can have."""
+FAMILIES_AND_RULES = [
+    (family, rule) for family in FAMILIES for rule in RULES_OF[family]
+]
 Logits = Callable[[CanvasBatch, int], torch.Tensor]
 """[rows, vocab] for a batch of blocks and a number of rows."""
 

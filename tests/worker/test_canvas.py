@@ -135,7 +135,7 @@ def test_a_prefill_chunk_takes_no_step() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_a_slot_keeps_nothing_of_its_former_request(rule: str) -> None:
     """A request would be decoded by the parameters of another."""
-    used, unused = new_desk(), new_desk()
+    used, unused = new_desk("moving"), new_desk("moving")
     old = add(used, "old", 2, "joint_threshold", threshold=0.1, return_trajectory=True)
     take_step(used, [old], [9], [{1: 1, 2: 2, 3: 3}])
     take_step(used, [old], [9], [{2: 8}])

@@ -6,12 +6,21 @@ import random
 import pytest
 import torch
 
-from tests.worker.desk import FAMILIES, MASK, VOCAB, Desk, TableLogits
+from tests.worker.desk import (
+    DELETE,
+    FAMILIES,
+    FAMILIES_AND_RULES,
+    MASK,
+    RULES_OF,
+    SPLIT,
+    VOCAB,
+    Desk,
+    TableLogits,
+)
 from tests.worker.wishes import a_prompt, wishes
-from vllm_dllm.decoding.registry import RULES
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES_OF["shifted"])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_a_position_without_a_row_is_never_written(rule: str, cache: str) -> None:
     """With shifted logits no row of a cached step predicts the first position of its
@@ -70,7 +79,7 @@ def test_rows_of_whole_blocks_give_the_same_tokens(family: str, seed: int) -> No
             desk.add(
                 name,
                 a_prompt(rng),
-                wishes(rng, family) | {"algorithm": rng.choice(list(RULES))},
+                wishes(rng, family) | {"algorithm": rng.choice(RULES_OF[family])},
                 max_tokens=11,
                 temperature=rng.choice([0, 0.7]),
             )
@@ -84,8 +93,7 @@ def test_rows_of_whole_blocks_give_the_same_tokens(family: str, seed: int) -> No
     assert rows > sum(len(step.rows) for step in steps)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "rule"), FAMILIES_AND_RULES)
 def test_logprobs_are_the_models_own_with_every_rule(family: str, rule: str) -> None:
     """A rule that adds to logits would report its own wishes."""
     desk = Desk(family)
@@ -95,7 +103,8 @@ def test_logprobs_are_the_models_own_with_every_rule(family: str, rule: str) -> 
     desk.add("a", [5, 6, 7], fields, max_tokens=12, logprobs=VOCAB)
     logits, told = TableLogits(3, 1.0), 0
     of_model = logits.table.double().clone()
-    of_model[:, MASK] = -torch.inf
+    never = [MASK, DELETE, SPLIT] if family == "moving" else [MASK]
+    of_model[:, never] = -torch.inf
     of_model = of_model.log_softmax(1)
     for step in desk.run(logits):
         handed, batch = step.output.logprobs_tensors, step.batch
@@ -112,8 +121,7 @@ def test_logprobs_are_the_models_own_with_every_rule(family: str, rule: str) -> 
     assert told == 12
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "rule"), FAMILIES_AND_RULES)
 def test_a_preempted_request_goes_on_as_if_nothing_had_been(
     family: str, rule: str
 ) -> None:

@@ -250,7 +250,7 @@ def test_a_request_of_one_block_is_the_same_beside_buffers(
     """Its block would be another one of the batch's, or the last of a longer row."""
     answers = []
     for beside in (False, True):
-        desk = Desk("block-causal")
+        desk = Desk("moving")
         desk.slots.canvas.whole_blocks = whole_blocks
         if beside:
             for name, size in (("a", 4), ("b", 2)):

@@ -4,8 +4,13 @@ import random
 
 import pytest
 
-from tests.worker.desk import FAMILIES, MASK, Desk, TableLogits
-from vllm_dllm.decoding.registry import RULES
+from tests.worker.desk import (
+    FAMILIES,
+    FAMILIES_AND_RULES,
+    MASK,
+    Desk,
+    TableLogits,
+)
 
 WANTS = {"traced": "return_trajectory", "watched": "stream_drafts"}
 
@@ -24,8 +29,7 @@ def test_a_request_is_told_what_it_asked_for(family: str) -> None:
         assert report.drafts.keys() <= running & {"watched"}
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "rule"), FAMILIES_AND_RULES)
 def test_drafts_are_the_block_as_the_step_left_it(family: str, rule: str) -> None:
     """A page that draws them would show tokens that are not there."""
     desk, sharpness = Desk(family), random.Random(rule).choice([1.0, 3.0])
@@ -45,10 +49,8 @@ def test_drafts_are_the_block_as_the_step_left_it(family: str, rule: str) -> Non
         draft, steps = report.drafts["a"], steps + 1
         assert draft.start == request.known and draft.step == int(batch.step[0])
         column = request.known - int(batch.start[0])
-        tokens = [
-            -1 if token == MASK else token
-            for token in batch.tokens[0, column : int(batch.length[0])].tolist()
-        ]
+        shown = batch.tokens[0].masked_fill(batch.masked[0], -1)
+        tokens = shown[column : int(batch.length[0])].tolist()
         assert draft.tokens == tokens and len(tokens) == end - request.known
         written = batch.decided_at[0].eq(batch.step[0]) & ~batch.masked[0]
         places = batch.position[0, written].tolist()

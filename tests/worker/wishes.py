@@ -2,7 +2,7 @@
 
 import random
 
-from tests.worker.desk import MASK
+from tests.worker.desk import FAMILIES, MASK
 
 CACHES = ("none", "prefix", "dual")
 
@@ -13,7 +13,7 @@ def a_prompt(rng: random.Random, longest: int = 12) -> list[int]:
 
 def wishes(rng: random.Random, family: str) -> dict[str, object]:
     """Random `dllm_*` fields, but for the rule's own."""
-    if family in ("block-causal", "seeded"):
+    if not FAMILIES[family].full_attention:
         return {}
     fields: dict[str, object] = {"cache": rng.choice(CACHES)}
     fields["block_length"] = rng.randint(1, 9)

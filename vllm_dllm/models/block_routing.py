@@ -10,7 +10,6 @@ are for every model of vLLM.
 """
 
 import torch
-from torch.nn.functional import max_pool1d
 
 
 def chosen_alone(
@@ -24,12 +23,15 @@ def chosen_alone(
         bias: [num_experts] float32: moves the choice, and is no part of the logits.
     """
     choice = logits.float().sigmoid() + bias
-    # Pooled, because the last block of a padded batch may be shorter, and a compiled
-    # model must not be told of which length.
-    best = max_pool1d(choice.T, block, ceil_mode=True).T
+    num_tokens, num_experts = choice.shape
+    # Not a view of whole blocks: the last one of a padded batch may be shorter, and a
+    # compiled model must not depend on it.
+    block_of = torch.arange(num_tokens, device=logits.device) // block
+    best = choice.new_full((-(-num_tokens // block), num_experts), float("-inf"))
+    rows = block_of.unsqueeze(1).expand_as(choice)
+    best = best.scatter_reduce(0, rows, choice, "amax")
     own = best.topk(capacity, dim=1).indices
     is_own = torch.zeros_like(best, dtype=torch.bool).scatter(1, own, True)
-    block_of = torch.arange(len(logits), device=logits.device) // block
     choice = choice.masked_fill(~is_own[block_of], float("-inf"))
     chosen = choice.topk(top_k, dim=1).indices
     alone = torch.full_like(logits, float("-inf"))

@@ -48,6 +48,13 @@ class StepDecision:
     stability: torch.Tensor
     """[m] float32: as in `Decision`; nan where the rule does not say."""
 
+    @property
+    def changed(self) -> torch.Tensor:
+        """[m, width] bool: where what is written is after the step."""
+        if self.source is None:
+            return self.write
+        return self.write.gather(1, self.source.clamp(min=0)) & (self.source >= 0)
+
 
 class DenoisingSampler:
     """Takes the place of vLLM's sampler for a whole batch of canvases.
@@ -137,7 +144,14 @@ class DenoisingSampler:
         tokens, count = self.apply(decision, batch)
         names = self.rules.of(batch.spans.slot_np)
         revises = any(get_rule(name).revises for name in names)
-        outcome = Outcome(input_batch.req_ids, batch, decision.write, count, revises)
+        outcome = Outcome(
+            req_ids=input_batch.req_ids,
+            batch=batch,
+            write=decision.write,
+            changed=decision.changed,
+            count=count,
+            revises=revises,
+        )
         self._make_report = partial(self.telling.report, outcome)
         return SamplerOutput(
             sampled_token_ids=tokens,

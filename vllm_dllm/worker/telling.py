@@ -18,6 +18,9 @@ class Outcome:
     """After the step."""
     write: torch.Tensor
     """[m, width] bool: positions written."""
+    changed: torch.Tensor
+    """[m, width] bool: where what was written is after the step, in which it may have
+    moved."""
     count: torch.Tensor
     """[n] int32: tokens handed out."""
     revises: bool
@@ -58,7 +61,7 @@ class Telling:
             if slot in self.watched and batch.active[front]:
                 known = int(batch.known[front])
                 tokens = batch.tokens.masked_fill(batch.masked, -1)
-                changed = canvas(index, step.write).nonzero().squeeze(1) + known
+                changed = canvas(index, step.changed).nonzero().squeeze(1) + known
                 report.drafts[req_id] = Draft(
                     start=known + count,
                     tokens=canvas(index, tokens)[count:].tolist(),

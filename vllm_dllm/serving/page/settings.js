@@ -18,6 +18,7 @@ export const RULES = {
   hierarchical: ["threshold", "low_threshold"],
   credit: ["threshold", "credit_alpha", "credit_beta", "credit_gamma"],
   joint_threshold: ["threshold", "edit_threshold", "max_post_steps"],
+  joint_threshold_indel: ["threshold", "edit_threshold", "max_post_steps"],
   confidence_threshold: ["threshold"],
   maskgit_plus: ["steps", "eps", "alg_temp"],
   topk_margin: ["steps", "eps", "alg_temp"],
