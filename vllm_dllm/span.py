@@ -186,9 +186,9 @@ class AfterPrompt(NamedTuple):
     """Block-causal from the end of the prompt on, which is one unit before the blocks.
 
     D2F on models with full attention: the prompt sees nothing of the answer, so its KV
-    is final after the first step. Every block of the answer may be under denoising;
-    those that are not opened yet are forwarded as masks, as in `Buffered`. A step is
-    never cut, since the tokens of a prompt see each other.
+    is final after the first step. Every block of the answer may be under denoising. A
+    step forwards those that are opened, and the one that it may open. It is never cut,
+    since the tokens of a prompt see each other.
     """
 
     grid: Grid
@@ -212,8 +212,11 @@ class AfterPrompt(NamedTuple):
         return self.grid.origin
 
     def span(self, computed: int, known: int, mark: int | None) -> Span:
-        """All that is not final: of a prompt, or where the KV was lost, all."""
-        return Span(computed, self.grid.end, known, self.grid.end - known)
+        """`mark` is the end of the last block that was opened, which the worker says
+        after each step (report.py)."""
+        opened = self.grid.origin if mark is None else mark
+        end = min(opened + self.grid.block, self.grid.end)
+        return Span(computed, end, known, end - known)
 
     def clip(self, span: Span, budget: int) -> Span:
         return span if span.length <= budget else Span(span.start, span.start, 0, 0)
@@ -221,8 +224,8 @@ class AfterPrompt(NamedTuple):
     def next_start(self, span: Span, known: int) -> int:
         return self.grid.start_of(span.known) - self.repeats
 
-    def mark(self, span: Span, mark: int | None) -> None:
-        return None
+    def mark(self, span: Span, mark: int | None) -> int | None:
+        return mark
 
 
 class FullAttention(NamedTuple):

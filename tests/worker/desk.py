@@ -17,7 +17,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import RULES, get_rule
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.span import Plan, Span
+from vllm_dllm.span import AfterPrompt, Plan, Span
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.slots import Slots
@@ -219,6 +219,8 @@ class Desk:
         request.answer += tokens
         request.known += count
         request.mark = request.plan.mark(span, request.mark)
+        if isinstance(request.plan, AfterPrompt):
+            request.mark = int(self.slots.buffers.opened[request.slot])
         start = request.computed + span.length - int(output.num_rejected[index])
         request.computed = request.plan.next_start(span, request.known)
         assert start == request.computed

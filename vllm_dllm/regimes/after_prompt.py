@@ -44,3 +44,7 @@ class AfterPromptRegime(FullAttentionRegime):
             prompt_len, max_tokens, decoding.block_length, config.facts.max_model_len
         )
         return span.AfterPrompt(grid, repeats=int(config.facts.shifted_logits))
+
+    def longest_span(self, plan: span.Plan, prompt_len: int) -> span.Span:
+        """That of a request whose KV is lost when all of its blocks are open."""
+        return plan.span(0, prompt_len, plan.grid.end)

@@ -85,7 +85,7 @@ class FullAttentionRegime(Regime):
         prompt_len: int,
         max_tokens: int,
     ) -> None:
-        longest = plan.span(0, prompt_len, None)
+        longest = self.longest_span(plan, prompt_len)
         facts = config.facts
         limits = facts.budgets | {"max_model_len": facts.max_model_len}
         for name, limit in limits.items():
@@ -101,6 +101,10 @@ class FullAttentionRegime(Regime):
                     f"are {longest.length} tokens, which one forward must hold; "
                     f"allowed: {limit} ({name}). Ask for a smaller max_tokens."
                 )
+
+    def longest_span(self, plan: span.Plan, prompt_len: int) -> span.Span:
+        """A refresh."""
+        return plan.span(0, prompt_len, None)
 
     def end_of_canvas(self, config: DllmConfig, length: int) -> int:
         return length

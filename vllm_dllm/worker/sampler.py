@@ -151,6 +151,7 @@ class DenoisingSampler:
             changed=decision.changed,
             count=count,
             revises=revises,
+            opened=self.buffers.opened[batch.spans.slot],
         )
         self._make_report = partial(self.telling.report, outcome)
         return SamplerOutput(

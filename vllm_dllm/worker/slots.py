@@ -56,7 +56,7 @@ class Slots:
         self.rules.add_request(slot, decoding, block)
         self.sampling.add_request(req_id, slot, params, prompt_len, decoding)
         self.logprobs.add_request(slot, params, block * size)
-        self.telling.add_request(slot, decoding)
+        self.telling.add_request(slot, decoding, plan)
         self.suspended.resume(req_id, slot)
 
     def suspend(self, req_id: str, slot: int) -> None:

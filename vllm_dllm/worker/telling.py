@@ -6,6 +6,7 @@ import torch
 
 from vllm_dllm.report import Draft, StepReport
 from vllm_dllm.settled import Decoding
+from vllm_dllm.span import AfterPrompt, Plan
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 
@@ -25,6 +26,9 @@ class Outcome:
     """[n] int32: tokens handed out."""
     revises: bool
     """Whether a rule of the batch may replace tokens."""
+    opened: torch.Tensor
+    """[n] int64: end of the last block that was opened; undefined where a request has
+    one block at a time."""
 
 
 class Telling:
@@ -35,11 +39,14 @@ class Telling:
         """Those that want to know when their tokens were decided."""
         self.watched: set[int] = set()
         """Those that want to see every step of their block."""
+        self.awaited: set[int] = set()
+        """Those whose next step the scheduler plans by what is open."""
 
-    def add_request(self, slot: int, decoding: Decoding) -> None:
+    def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         for slots, wanted in (
             (self.traced, decoding.return_trajectory),
             (self.watched, decoding.stream_drafts),
+            (self.awaited, isinstance(plan, AfterPrompt)),
         ):
             (slots.add if wanted else slots.discard)(slot)
 
@@ -48,9 +55,11 @@ class Telling:
         report, batch = StepReport(), step.batch
         if step.revises:
             report.revised = int((step.write & batch.editable).sum())
-        for index, (req_id, slot) in enumerate(
-            zip(step.req_ids, batch.spans.slot_np.tolist(), strict=True)
-        ):
+        slots = batch.spans.slot_np.tolist()
+        if not self.awaited.isdisjoint(slots):
+            opened = zip(step.req_ids, slots, step.opened.tolist(), strict=True)
+            report.opened = {r: end for r, slot, end in opened if slot in self.awaited}
+        for index, (req_id, slot) in enumerate(zip(step.req_ids, slots, strict=True)):
             if slot not in self.traced and slot not in self.watched:
                 continue
             count = int(step.count[index])
