@@ -24,7 +24,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from tests.engine_config import engine_config
 from vllm_dllm import plugin
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
+from vllm_dllm.decoding.registry import ALIASES, NAMES, RULES, get_rule
 from vllm_dllm.params import BUFFER_FIELDS, NUMERIC_FIELDS
 
 MAX_LEN, VOCAB = 64, 256
@@ -154,7 +154,7 @@ def some(rng: Random, fields: dict[str, Value], most: int) -> dict[str, Any]:
 
 def own_fields(rng: Random, full_attention: bool) -> dict[str, Any]:
     """`dllm_*` fields, mostly those that the rule uses."""
-    rule = rng.choice([*RULES, *ALIASES])
+    rule = rng.choice([*(NAMES if full_attention else RULES), *ALIASES])
     fields: dict[str, Any] = {"algorithm": rule}
     used = sorted(get_rule(ALIASES.get(rule, rule)).parameters)
     fields |= some(rng, {name: OF_RULES[name] for name in used}, 3)

@@ -86,18 +86,20 @@ class AcceptingDesk(Desk):
     def check_tables(self) -> None:
         """Everything is a number, and nothing is wider than a request is long."""
         slots = self.slots
+        full = self.config.facts.full_attention
+        longest = MAX_LEN if full else MAX_BUFFER_SIZE * self.config.block
         for table in (slots.canvas.tokens, slots.canvas.decided_at):
-            _, blocks, width = table.values.shape
-            assert blocks <= MAX_BUFFER_SIZE and width <= MAX_LEN
+            assert table.values.shape[1] <= longest + 1
         for memory in slots.rules.memory.values():
             assert max(memory.values.shape[1:]) <= MAX_LEN
         assert slots.rules.time.shape[1] <= max(MAX_STEPS, MAX_LEN)
         for kept in slots.logprobs.kept.values():
             assert kept.logprobs.shape[0] <= MAX_LEN
             assert kept.logprobs.shape[1] <= VOCAB + 1
-        if self.config.facts.full_attention:
-            assert slots.layout.suffix.shape[1] <= MAX_LEN
-            assert slots.layout.cfg_scale.isfinite().all()
+        if full:
+            layout = slots.layout.layouts[0]
+            assert layout.suffix.shape[1] <= MAX_LEN
+            assert layout.cfg_scale.isfinite().all()
         sampling = slots.sampling
         numbers = [*slots.rules.parameters.values(), slots.rules.time]
         numbers += [sampling.temperature, sampling.top_p, sampling.min_p]
@@ -125,9 +127,9 @@ class AcceptingDesk(Desk):
         assert ((chosen >= 0) & (chosen < VOCAB) & (chosen != self.mask)).all()
         # Only Dream's rules may let a step pass by.
         for index, rule in enumerate(rules):
-            if "time" not in get_rule(rule).needs and asked.masked[index].any():
-                left = int(batch.masked[index].sum())
-                assert left < int(asked.masked[index].sum())
+            masked = asked.masked[list(batch.blocks_of(index))]
+            if "time" not in get_rule(rule).needs and masked.any():
+                assert (masked & ~batch.masked[list(batch.blocks_of(index))]).any()
         if (told := step.output.logprobs_tensors) is not None:
             assert not told.logprobs.isnan().any()
             assert (

@@ -97,7 +97,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"buffer_size": 17}, ["dllm_buffer_size=17"]),
     ({"add_block_threshold": 0.5}, ["dllm_add_block_threshold=0.5", "one block"]),
     ({"buffer_size": 2, "algorithm": "margin"}, ["dllm_buffer_size=2", "'margin'"]),
-    ({"decoding_strategy": "d2f"}, ["decoding_strategy='d2f'"]),
+    ({"decoding_strategy": "d2f"}, ["dllm_algorithm='d2f'", "full attention"]),
     ({"remask_threshold": 0.4}, ["remask_threshold=0.4"]),
     (
         {"buffer_size": 2, "structured_outputs": {"regex": "w1"}},

@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 import torch
 
 from tests.decoding.canvas_steps import BATCHES, PROBABILITIES, Row, as_step, columns
@@ -24,12 +25,13 @@ def step_of(batch: list[Row], seed: int) -> tuple[CanvasStep, list[float], list[
     return step, before, least
 
 
-def test_a_block_takes_what_is_sure_or_what_is_due() -> None:
+@pytest.mark.parametrize("name", ["buffered_threshold", "d2f"])
+def test_a_block_takes_what_is_sure_or_what_is_due(name: str) -> None:
     """A block behind an unfinished one would be forced, or one in front be held."""
     held = forced = 0
     for seed, batch in enumerate(BATCHES):
         step, before, least = step_of(batch, seed)
-        got = columns(NAIVE.decide(step).write)
+        got = columns(get_rule(name).decide(step).write)
         for row, share, wanted, write in zip(batch, before, least, got, strict=True):
             sure = {c for c in row.masks if row.confidence[c] > row.threshold}
             if not sure and share >= wanted:
