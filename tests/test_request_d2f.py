@@ -60,7 +60,6 @@ def test_a_block_is_as_long_as_asked(
         ("cache", "dual"),
         ("cfg_scale", 1.5),
         ("suffix_token_ids", [5]),
-        ("buffer_size", 1),
         ("steps", 4),
         ("token_stability_threshold", 0.5),
         ("edit_threshold", 0.5),
@@ -73,10 +72,11 @@ def test_what_has_no_meaning_is_refused(field: str, value: Any) -> None:
         wishes_of(D2F | {f"dllm_{field}": value}, FULL)
 
 
-def test_a_number_of_blocks_is_refused() -> None:
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_number_of_blocks_is_refused(size: int) -> None:
     """D2F has no limit of them: another number would be another decoder."""
-    with pytest.raises(ValueError, match="dllm_buffer_size=4 is for block-causal"):
-        wishes_of(D2F | {"dllm_buffer_size": 4}, FULL)
+    with pytest.raises(ValueError, match=f"dllm_buffer_size={size} is not for d2f"):
+        wishes_of(D2F | {"dllm_buffer_size": size}, FULL)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"dllm_cache": "dual"}, ["dllm_cache='dual'", "'d2f'"]),
     ({"cfg_scale": 1.5}, ["dllm_cfg_scale=1.5", "'d2f'"]),
     ({"suffix": " w12"}, ["dllm_suffix_token_ids", "'d2f'"]),
-    ({"buffer_size": 4}, ["dllm_buffer_size=4", "block-causal"]),
+    ({"buffer_size": 4}, ["dllm_buffer_size=4", "not for d2f"]),
     ({"add_block_threshold": 0}, ["dllm_add_block_threshold=0", "above 0"]),
     ({"semi_complete_threshold": 1.5}, ["dllm_semi_complete_threshold=1.5"]),
     ({"steps": 3}, ["dllm_steps=3", "no meaning"]),

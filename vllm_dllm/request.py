@@ -142,8 +142,9 @@ def _with_buffer(
     if wishes.buffer_size == 1:
         return wishes
     why = None
-    if not regime_of(config.facts, wishes.algorithm).has_buffers:
-        why = "is not for this model, whose blocks are decoded one after the other"
+    regime = regime_of(config.facts, wishes.algorithm)
+    if not regime.has_buffers:
+        why = regime.why_no_buffers
     elif wishes.algorithm not in BUFFERED:
         why = (
             f"is not defined for the decoding rule {wishes.algorithm!r}, whose steps "

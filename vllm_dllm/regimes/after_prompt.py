@@ -15,15 +15,18 @@ IDLE: dict[str, str] = {
     "cache": "whose KV cache is exact",
     "cfg_scale": "which has no unconditional branch",
     "suffix_token_ids": "whose blocks see nothing of what follows them",
-    "buffer_size": "which may have all blocks of an answer in flight",
 }
 """Fields that have no meaning, and why. 0 and nothing at all may be asked for."""
 
 
 class AfterPromptRegime(FullAttentionRegime):
+    why_no_buffers = "is not for d2f, which may have all blocks of an answer in flight"
+
     def check_wishes(
         self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
     ) -> None:
+        if "buffer_size" in own:
+            raise ValueError(f"{PREFIX}buffer_size=1 {self.why_no_buffers}")
         for name, reason in IDLE.items():
             if own.get(name):
                 raise ValueError(

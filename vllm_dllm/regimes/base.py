@@ -17,7 +17,12 @@ class Regime(Protocol):
     allowed."""
 
     has_buffers: bool
-    """Whether several blocks of a request may be under denoising at once."""
+    """Whether several blocks of a request may be under denoising at once, as many as it
+    says."""
+    why_no_buffers: str = (
+        "is not for this model, whose blocks are decoded one after the other"
+    )
+    """What is wrong with a number of them, where there are none."""
     forwards_whole: bool
     """Whether a step forwards all of a request, or waits."""
 
