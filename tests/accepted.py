@@ -82,6 +82,7 @@ OF_FULL_ATTENTION: dict[str, Value] = {
     "logits_eos_inf": flag,
     "confidence_eos_eot_inf": flag,
     "suffix_token_ids": mostly(several(token, 20), [[0] * 70, [-1], [256], [2**63]]),
+    "delimiter_ids": mostly(several(token, 4), [[0] * 300, [-1], [256], [2**63]]),
     "block_length": count,
 }
 OF_ALL: dict[str, Value] = {

@@ -15,6 +15,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from tests.reference import (
+    adablock_generate,
     dream_generate,
     fast_dllm_v2_generate,
     joint_threshold_indel,
@@ -69,6 +70,10 @@ class Case:
     """What follows the answer."""
     reveals: list[list[int]] | None = None
     """What was drawn by lot: positions of the answer that each step decides."""
+    delimiter_ids: Sequence[int] = ()
+    delimiter_threshold: float | None = None
+    blocks: Sequence[int] = ()
+    """Lengths of the blocks that the authors' code chose."""
     tokens: list[int] | None = None
     nfe: int | None = None
     """Forwards that the authors' code used."""
@@ -80,7 +85,9 @@ class Case:
 
     @property
     def full_attention(self) -> bool:
-        return self.checkpoint.startswith(("llada-", "dream-", "diffullama-"))
+        return self.checkpoint.startswith(
+            ("llada-", "dream-", "diffullama-", "adablock-")
+        )
 
     @property
     def is_deterministic(self) -> bool:
@@ -99,6 +106,8 @@ class Case:
             "dllm_sub_block_length": self.sub_block_length,
             "dllm_factor": self.factor,
             "dllm_eps": self.eps,
+            "dllm_delimiter_ids": list(self.delimiter_ids) or None,
+            "dllm_delimiter_threshold": self.delimiter_threshold,
         }
         if self.full_attention:
             fields |= {
@@ -156,6 +165,20 @@ class Case:
                 MASK,
                 EOS,
             )
+        if self.algorithm == "adablock":
+            assert self.block_length is not None and self.threshold is not None
+            answer = adablock_generate.generate(
+                model,
+                *request,
+                self.block_length,
+                mask_id=MASK,
+                threshold=self.threshold,
+                cache=self.cache or "none",
+                delimiter_ids=self.delimiter_ids,
+                delimiter_threshold=self.delimiter_threshold,
+                suffix=self.suffix,
+            )
+            return answer.tokens, answer.forwards
         if isinstance(model, LLaDA):
             tokens, nfe = llada_generate.generate(
                 model,
@@ -229,6 +252,8 @@ MODELS: dict[str, type[Model]] = {
     "llada-": LLaDA,
     "dream": Dream,
     "diffullama": DiffuLlama,
+    "adablock-llada": LLaDA,
+    "adablock-dream": Dream,
 }
 
 
@@ -268,6 +293,8 @@ def case_of(checkpoint: str, line: dict[str, Any]) -> Case:
     known = {field.name for field in fields(Case)}
     values = {RENAMED.get(name, name): value for name, value in line.items()}
     values = {name: value for name, value in values.items() if name in known}
+    if line.get("adablock"):
+        values["algorithm"] = "adablock"
     return Case(**{"checkpoint": checkpoint, "block_length": None, **values})
 
 

@@ -93,6 +93,8 @@ OFFLINE = {
     # Full attention: requests choose their block length.
     "llada": EngineSpec("llada-pub0", options=LORA),
     "dream": EngineSpec("dream-pub0", options=LORA),
+    "adablock-llada": EngineSpec("adablock-llada-pub0"),
+    "adablock-dream": EngineSpec("adablock-dream-pub0"),
     "diffullama": EngineSpec("diffullama-pub0", options=DIFFULLAMA),
     # JSON without spaces, of which there may be any number.
     "tiny-llada": EngineSpec(

@@ -27,7 +27,7 @@ def everything(engine: Engine) -> list[Request]:
     """Every rule with every cache, with other shapes, guidance and sampling each."""
     requests = []
     rules = [rule for rule in RULES if "moves" not in get_rule(rule).needs]
-    for number, rule in enumerate(rules):
+    for number, rule in enumerate([*rules, "adablock"]):
         for offset, cache in enumerate(CACHES):
             index = 3 * number + offset
             case = case_of(
@@ -46,6 +46,9 @@ def everything(engine: Engine) -> list[Request]:
             fields = {**case.fields, "dllm_return_trajectory": index % 2 == 0}
             if rule == "threshold":
                 fields["dllm_threshold"] = 0.3
+            if rule == "adablock":
+                fields["dllm_delimiter_ids"] = [*range(2, 90)]
+                fields["dllm_delimiter_threshold"] = 0.05 * offset
             if rule in ("maskgit_plus", "topk_margin", "neg_entropy"):
                 fields["dllm_alg_temp"] = 0.5 * offset
             requests.append((case, {**sampling, "extra_args": fields}))

@@ -436,7 +436,7 @@ def test_a_request_with_full_attention_is_answered_whatever_is_cached(
     """Keys of another block, or none after preemption, give another answer."""
     steps = data.draw(st.integers(1, block), label="steps")
     max_len = prompt + answer + room + suffix
-    grid = full_attention_grid(prompt, answer, block, max_len, infills=suffix > 0)
+    grid = full_attention_grid(prompt, answer, block, max_len, is_exact=suffix > 0)
     branch = span.round_up(grid.end + suffix, page) if page else 0
     plan = FullAttention(grid, cache, branch, suffix)
     assert plan.end <= max_len
@@ -476,7 +476,7 @@ def test_what_each_step_of_a_block_forwards() -> None:
 def test_what_follows_an_answer_is_forwarded_with_it() -> None:
     """It lies right behind the last token, where the last block ends, and is seen by
     all of them; keys of it are as old as the cache says."""
-    grid = full_attention_grid(10, max_tokens=9, block=4, max_len=99, infills=True)
+    grid = full_attention_grid(10, max_tokens=9, block=4, max_len=99, is_exact=True)
     assert grid == Grid(10, 4, 19)
     for cache, end in (("none", 24), ("prefix", 24), ("dual", 14)):
         plan = FullAttention(grid, cache, suffix=5)

@@ -20,6 +20,7 @@ from vllm_dllm.config import DllmConfig  # noqa: E402
 from vllm_dllm.decoding.registry import BUFFERED, NAMES, get_rule  # noqa: E402
 from vllm_dllm.params import (  # noqa: E402
     BUFFER_FIELDS,
+    FIELDS_OF_RULES,
     FULL_ATTENTION_FIELDS,
     PREFIX,
     DllmParams,
@@ -117,6 +118,8 @@ def users_of(name: str) -> str:
     """The rules that a parameter changes something for."""
     if name in FULL_ATTENTION_FIELDS:
         return "all, with full attention"
+    if name in FIELDS_OF_RULES:
+        return f"`{FIELDS_OF_RULES[name]}`"
     rules = [rule for rule in NAMES if uses(rule, name)]
     return ", ".join(f"`{rule}`" for rule in rules) or "all"
 

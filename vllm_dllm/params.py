@@ -34,6 +34,9 @@ MIN_REAL = 1e-6
 MAX_WEIGHT = 100.0
 """Upper limit of what multiplies logits: they stay finite in float16."""
 
+MAX_DELIMITERS = 256
+"""Most tokens that may end a block; each is compared with every candidate."""
+
 MAX_BUFFER_SIZE = 16
 """Most blocks of a request under denoising at once."""
 
@@ -102,6 +105,13 @@ class RuleParams(BaseModel):
     alg_temp: Real = Field(default=0.0, ge=0, le=MAX_REAL)
     """Dream's rules: above 0, positions are drawn by lot, the surer the likelier; how
     much is left to chance."""
+    delimiter_ids: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], max_length=MAX_DELIMITERS
+    )
+    """adablock: tokens of which a predicted one ends a block."""
+    delimiter_threshold: float | None = Field(default=None, ge=0, le=1)
+    """adablock: how sure it must be. Without a threshold, or without such tokens, all
+    blocks have the default length."""
 
     buffer_size: int = Field(default=1, ge=1, le=MAX_BUFFER_SIZE)
     """Block-causal: blocks under denoising at once (multi_bd), with `threshold` and
@@ -179,6 +189,10 @@ BUFFER_FIELDS = frozenset(
     {"add_block_threshold", "semi_complete_threshold", "token_stability_threshold"}
 )
 """Fields that have a meaning with several blocks in flight alone."""
+
+
+FIELDS_OF_RULES = {"delimiter_ids": "adablock"}
+"""Fields of one rule that are no numbers, and the rule."""
 
 
 def choices_of(field: FieldInfo) -> list[str] | None:

@@ -42,15 +42,14 @@ class StepReport:
     trajectories: dict[str, list[int]] = field(default_factory=dict)
     """Steps of their block that decided the tokens handed out."""
     drafts: dict[str, Draft] = field(default_factory=dict)
-    opened: dict[str, int] = field(default_factory=dict)
-    """End of the last block that was opened, where a step forwards no more than it may
-    open: what the plan remembers of the step (`Plan.mark`)."""
+    marks: dict[str, int] = field(default_factory=dict)
+    """What plans remember of the step (`Plan.mark`) where only the worker knows it."""
     revised: int = 0
     """Tokens replaced by others, in all requests."""
 
     @property
     def is_worth_sending(self) -> bool:
-        parts = (self.trajectories, self.drafts, self.opened, self.revised)
+        parts = (self.trajectories, self.drafts, self.marks, self.revised)
         return any(map(bool, parts))
 
     def attach(self, output: ModelRunnerOutput) -> None:

@@ -13,6 +13,7 @@ from vllm_dllm import span
 from vllm_dllm.decoding.registry import BUFFERED, get_rule
 from vllm_dllm.params import (
     BUFFER_FIELDS,
+    FIELDS_OF_RULES,
     MAX_STEPS,
     NUMERIC_FIELDS,
     PREFIX,
@@ -104,8 +105,10 @@ def wishes_of(
     wishes = _with_buffer(wishes, own, config)
     rule = rule_of(wishes, config)
     refuse_strange_moves(rule, config)
-    parameters = get_rule(rule).parameters
-    idle = own.keys() & NUMERIC_FIELDS.keys() - parameters - {"buffer_size"}
+    used = {name for name, user in FIELDS_OF_RULES.items() if user == rule}
+    parameters = get_rule(rule).parameters | used
+    known = NUMERIC_FIELDS.keys() | FIELDS_OF_RULES.keys()
+    idle = own.keys() & known - parameters - {"buffer_size"}
     for name in sorted(idle - (BUFFER_FIELDS if wishes.buffer_size > 1 else set())):
         if name in BUFFER_FIELDS and not parameters & BUFFER_FIELDS:
             raise ValueError(

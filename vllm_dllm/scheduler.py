@@ -133,7 +133,7 @@ class BlockDiffusionScheduler(Scheduler):
             planned = step.spans[req_id]
             self._set_computed(request)
             mark = progress.plan.mark(planned, progress.mark)
-            progress.mark = report.opened.get(req_id, mark)
+            progress.mark = report.marks.get(req_id, mark)
             if planned.canvas and progress.is_spent:
                 self._end(request, outputs)
         for req_id, draft in annotate(outputs, followed, step, report).items():

@@ -6,6 +6,9 @@ from typing import Self
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.params import CachePolicy, DllmParams
 
+NEVER = 2.0
+"""A probability that nothing has."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -28,6 +31,7 @@ class Decoding:
     buffer_size: int
     add_block_threshold: float
     token_stability_threshold: float
+    delimiter_ids: tuple[int, ...]
 
     @classmethod
     def of(
@@ -40,6 +44,8 @@ class Decoding:
     ) -> Self:
         """What is wished, with the answers to what a wish leaves open."""
         values = wishes.model_dump() | {"steps": steps}
+        if wishes.delimiter_threshold is None:
+            values["delimiter_threshold"] = NEVER
         return cls(
             algorithm=algorithm,
             block_length=block_length,
@@ -57,4 +63,5 @@ class Decoding:
             token_stability_threshold=(
                 wishes.token_stability_threshold if buffer_size > 1 else 0.0
             ),
+            delimiter_ids=tuple(wishes.delimiter_ids),
         )

@@ -255,17 +255,10 @@ class FullAttention(NamedTuple):
         canvas = end - known
         if self.cache == "none" or mark != start:
             return Span(0, self.end, known, canvas, self.branch)
-        if computed == 0:
-            # The keys of the refresh were lost in the middle of the block. They are
-            # made again, as they were: from the tokens that were known then.
-            return Span(0, self.end, known, 0, self.branch)
-        if self.cache == "prefix":
-            end = self.end
-        return Span(start, end, known, canvas, self.branch)
+        return after_refresh(self, start, end, computed, known)
 
     def clip(self, span: Span, budget: int) -> Span:
-        # Every position of a step sees the others: none of them can wait.
-        return span if span.length <= budget else Span(span.start, span.start, 0, 0)
+        return all_or_nothing(span, budget)
 
     def next_start(self, span: Span, known: int) -> int:
         start = self.grid.start_of(span.known)
@@ -276,16 +269,79 @@ class FullAttention(NamedTuple):
         return self.grid.start_of(span.known)
 
 
+class Adaptive(NamedTuple):
+    """Full attention, with blocks whose ends are found while they are decoded.
+
+    AdaBlock. A block begins where the last one ended; its refresh finds its end, which
+    the worker tells. Tokens become known in whole blocks, so that one begins at the
+    number of known tokens.
+    """
+
+    grid: Grid
+    """Of the answer; its block is the longest that may be found."""
+    cache: str
+    """As in `FullAttention`."""
+    branch: int
+    """As in `Span`."""
+    suffix: int
+    """As in `FullAttention`."""
+    default: int
+    """Length of a block that ends at no delimiter."""
+    window: int
+    """How many positions are searched for one; 0 if there are none."""
+
+    @property
+    def end(self) -> int:
+        """One past the last position of the sequence."""
+        return self.grid.end + self.suffix
+
+    def span(self, computed: int, known: int, mark: int | None) -> Span:
+        """`mark` is the end of the last block of which one was found."""
+        if mark is None or mark <= known:
+            longest = min(self.grid.block, self.grid.end - known)
+            return Span(0, self.end, known, longest, self.branch)
+        if self.cache == "none":
+            return Span(0, self.end, known, mark - known, self.branch)
+        return after_refresh(self, known, mark, computed, known)
+
+    def clip(self, span: Span, budget: int) -> Span:
+        return all_or_nothing(span, budget)
+
+    def next_start(self, span: Span, known: int) -> int:
+        return known if known == span.known and self.cache != "none" else 0
+
+    def mark(self, span: Span, mark: int | None) -> int | None:
+        return mark
+
+
+def after_refresh(
+    plan: FullAttention | Adaptive, start: int, end: int, computed: int, known: int
+) -> Span:
+    """What a step forwards of a block [start, end) whose refresh was made, for a later
+    one to read."""
+    if computed == 0:
+        # The keys of the refresh were lost in the middle of the block. They are made
+        # again, as they were: from the tokens that were known then.
+        return Span(0, plan.end, known, 0, plan.branch)
+    forwarded = plan.end if plan.cache == "prefix" else end
+    return Span(start, forwarded, known, end - known, plan.branch)
+
+
+def all_or_nothing(span: Span, budget: int) -> Span:
+    """`clip` where every position of a step sees the others: none of them can wait."""
+    return span if span.length <= budget else Span(span.start, span.start, 0, 0)
+
+
 def full_attention_grid(
-    prompt: int, max_tokens: int, block: int, max_len: int, infills: bool = False
+    prompt: int, max_tokens: int, block: int, max_len: int, is_exact: bool = False
 ) -> Grid:
     """Blocks over the whole answer, from the end of the prompt on.
 
     The answer is rounded up to whole blocks; what lies past `max_tokens` is denoised
-    and never handed out. One that infills is not: the text goes on right behind it. No
-    block goes past `max_len`, and none is longer than what is between.
+    and never handed out. One that `is_exact` is not. No block goes past `max_len`, and
+    none is longer than what is between.
     """
-    length = max_tokens if infills else round_up(max_tokens, block)
+    length = max_tokens if is_exact else round_up(max_tokens, block)
     end = min(prompt + length, max_len)
     return Grid(prompt, max(1, min(block, end - prompt)), end)
 

@@ -57,6 +57,7 @@ class Row:
     entropy_bound: float = 0.25
     low_threshold: float = 0.25
     sub_block_length: int = 3
+    delimiter_threshold: float = 0.5
     local_leap_anchor_threshold: float = 0.75
     local_leap_neighbor_threshold: float = 0.5
     local_leap_radius: int = 2
@@ -116,6 +117,7 @@ PARAMETERS: dict[str, Sequence[Any]] = {
     "factor": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
     "entropy_bound": (*ENTROPIES, 0.5, 20.0),
     "low_threshold": PROBABILITIES,
+    "delimiter_threshold": PROBABILITIES,
     "local_leap_anchor_threshold": PROBABILITIES,
     "local_leap_neighbor_threshold": PROBABILITIES,
     "local_leap_radius": range(21),

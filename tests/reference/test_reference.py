@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.golden_cases import EOS, GOLDEN, MASK, golden_cases
-from tests.reference import dream_generate, llada_generate
+from tests.golden_cases import EOS, GOLDEN, MASK, golden_cases, reference_model
+from tests.reference import adablock_generate, dream_generate, llada_generate
 from tests.reference.dream import Dream
 from tests.reference.kv_cache import Cache
 from tests.reference.llada import LLaDA
@@ -90,6 +90,17 @@ def test_dream_answers_as_the_authors_code(dream: Dream) -> None:
         dream_generate.generate(dream, **arguments(case, *names)) for case in cases
     ]
     assert answers == [(case["tokens"], case["nfe"]) for case in cases]
+
+
+@pytest.mark.parametrize("name", ["adablock-llada-pub0", "adablock-dream-pub0"])
+def test_adablock_answers_as_the_authors_code(name: str) -> None:
+    """Tokens, forwards, and where each block ends."""
+    model = reference_model(name)
+    names = ("prompt", "gen_length", "block_length", "threshold", "cache")
+    names += ("delimiter_ids", "delimiter_threshold")
+    for case in lines(name):
+        answer = adablock_generate.generate(model, **arguments(case, *names))
+        assert answer == (case["tokens"], case["nfe"], case["blocks"])
 
 
 @torch.no_grad()

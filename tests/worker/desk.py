@@ -176,7 +176,9 @@ class Desk:
         else:
             output = self.sampler.commit_only(spans)
         for index, (request, span) in enumerate(zip(requests, planned, strict=True)):
-            self._go_on(index, request, span, output)
+            ends = batch.found_end
+            found = None if ends is None else int(ends[index]) or None
+            self._go_on(index, request, span, output, found)
         return Step(planned, input_batch, spans, batch, token_ids, rows, output)
 
     def preempt(self, name: str) -> None:
@@ -210,7 +212,12 @@ class Desk:
         self.all_token_ids[request.slot, : len(tokens)] = tokens
 
     def _go_on(
-        self, index: int, request: Running, span: Span, output: SamplerOutput
+        self,
+        index: int,
+        request: Running,
+        span: Span,
+        output: SamplerOutput,
+        found_end: int | None,
     ) -> None:
         count = int(output.num_sampled[index])
         tokens = output.sampled_token_ids[index, :count].tolist()
@@ -218,7 +225,7 @@ class Desk:
         self.all_token_ids[request.slot, after] = torch.tensor(tokens).int()
         request.answer += tokens
         request.known += count
-        request.mark = request.plan.mark(span, request.mark)
+        request.mark = found_end or request.plan.mark(span, request.mark)
         if isinstance(request.plan, AfterPrompt):
             request.mark = int(self.slots.buffers.opened[request.slot])
         start = request.computed + span.length - int(output.num_rejected[index])

@@ -242,6 +242,6 @@ def test_all_blocks_in_flight_are_told(family: str) -> None:
         assert draft.start == request.known
         assert len(draft.tokens) == step.planned[0].end - request.known
         assert all(place >= known for place in draft.changed)
-        assert report.opened["a"] == desk.slots.buffers.opened[slot]
+        assert report.marks["a"] == desk.slots.buffers.opened[slot]
     assert logprobs == request.answer and len(trajectory) == 21
     assert most >= 3

@@ -31,9 +31,12 @@ RULES: dict[str, str] = {
     "random_order": "vllm_dllm.decoding.random_order:RandomOrder",
 }
 
-OWN_ATTENTION: dict[str, str] = {"d2f": "vllm_dllm.decoding.d2f:D2F"}
-"""Rules that also say what a position sees, and with which models they are possible
-(regimes/registry.py)."""
+OWN_ATTENTION: dict[str, str] = {
+    "d2f": "vllm_dllm.decoding.d2f:D2F",
+    "adablock": "vllm_dllm.decoding.adablock:AdaBlock",
+}
+"""Rules that also say what a position sees, or where blocks end, and with which models
+they are possible (regimes/registry.py)."""
 NAMES: tuple[str, ...] = (*RULES, *OWN_ATTENTION)
 """All that can be asked for."""
 

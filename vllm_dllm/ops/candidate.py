@@ -25,6 +25,8 @@ class Candidates:
     """[rows] float32, nats, of the distribution."""
     margin: torch.Tensor | None = None
     """[rows] float32: the highest probability less the second highest."""
+    undrawn: "Candidates | None" = None
+    """The most likely tokens, where others were drawn and both are wanted."""
 
 
 def candidates(

@@ -31,12 +31,13 @@ class FullAttentionRegime(Regime):
                         f"{PREFIX}{name}=True: the checkpoint names no end of the text "
                         "(eos_token_id)"
                     )
-        for token in wishes.suffix_token_ids:
-            if token >= facts.vocab_size:
-                raise ValueError(
-                    f"{PREFIX}suffix_token_ids: {quoted(token)} is not in the "
-                    f"vocabulary; allowed: 0 to {facts.vocab_size - 1}"
-                )
+        for name in ("suffix_token_ids", "delimiter_ids"):
+            for token in getattr(wishes, name):
+                if token >= facts.vocab_size:
+                    raise ValueError(
+                        f"{PREFIX}{name}: {quoted(token)} is not in the vocabulary; "
+                        f"allowed: 0 to {facts.vocab_size - 1}"
+                    )
         longest = facts.max_model_len
         if wishes.block_length is not None and wishes.block_length > longest:
             raise ValueError(
@@ -69,7 +70,7 @@ class FullAttentionRegime(Regime):
             max_tokens,
             decoding.block_length,
             config.facts.max_model_len,
-            infills=suffix > 0,
+            is_exact=suffix > 0,
         )
         plan = span.FullAttention(grid, decoding.cache, suffix=suffix)
         if decoding.cfg_scale > 0:

@@ -2,6 +2,7 @@
 
 from vllm_dllm.config import Facts
 from vllm_dllm.params import PREFIX
+from vllm_dllm.regimes.adaptive import AdaptiveRegime
 from vllm_dllm.regimes.after_prompt import AfterPromptRegime
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
@@ -13,8 +14,11 @@ REGIMES: dict[str, Regime] = {
     "seeded": SeededRegime(),
     "full": FullAttentionRegime(),
 }
-OF_RULES: dict[str, dict[str, Regime]] = {"d2f": {"full": AfterPromptRegime()}}
-"""Rules that bring an attention of their own, and to which models."""
+OF_RULES: dict[str, dict[str, Regime]] = {
+    "d2f": {"full": AfterPromptRegime()},
+    "adablock": {"full": AdaptiveRegime()},
+}
+"""Rules that bring an attention or blocks of their own, and to which models."""
 NAMES = {"block_causal": "block-causal models", "full": "models with full attention"}
 
 

@@ -59,6 +59,12 @@ class CanvasBatch:
     column for those past their block; None where each is in its own column."""
     buffered: OpenBlocks | None = None
     """What rules for buffers want to know; None where no request has one."""
+    leaves_whole: torch.Tensor | None = None
+    """[m] bool: blocks of which nothing is handed out before all of it is decoded; None
+    if there are none."""
+    found_end: torch.Tensor | None = None
+    """[n] int64: where the block of a request ends, if that was found in this step;
+    else 0. None if no block of the batch ends where its text does."""
 
     @property
     def first(self) -> torch.Tensor:
@@ -137,6 +143,12 @@ class CanvasBatch:
         self.tokens = self.tokens.gather(1, column)
         self.masked = self.masked.gather(1, column) | (source < 0)
         self.decided_at = self.decided_at.gather(1, column)
+
+    def shorten(self, length: torch.Tensor) -> None:
+        """End the blocks earlier; length: [m] int64, at most what it was."""
+        self.length = length
+        inside = self.column < length.unsqueeze(1)
+        self.masked, self.editable = self.masked & inside, self.editable & inside
 
     def first_mask(self) -> torch.Tensor:
         """[m] int64: the first column that is still a mask; the block's length if none

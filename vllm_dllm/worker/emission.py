@@ -29,6 +29,8 @@ def emit(batch: CanvasBatch, done: torch.Tensor, max_len: torch.Tensor) -> Emiss
     """
     first, first_mask = batch.first, batch.first_mask()
     may_emit = batch.active & done
+    if batch.leaves_whole is not None:
+        may_emit &= ~(batch.leaves_whole & batch.masked.any(dim=1))
     finished = may_emit & (first_mask == batch.length)
     count = (first_mask - first) * may_emit
     column, width = batch.column, batch.tokens.shape[1]

@@ -189,6 +189,8 @@ class DenoisingSampler:
             may_move = self.rules.which_need("moves", batch.slot_np)
             moving = propose(logits, batch)
             found = merged(found, moving, may_move[batch.cell[0]])
+        if spans.adapts:
+            self._end_blocks(found, batch)
         canvas_step = self._canvas_step(found, batch, needs)
         canvas_step.still = batch.spread(still)
         another = partial(another_token, propose, logits, batch)
@@ -253,6 +255,25 @@ class DenoisingSampler:
         everything else of the step is under way."""
         make, self._make_report = self._make_report, StepReport
         return make()
+
+    def _end_blocks(self, found: Candidates, batch: CanvasBatch) -> None:
+        """End the blocks that begin in this step where its candidates say."""
+        adaptive, slot = self.layout.adaptive, batch.slot
+        adapts, begins = adaptive.adapts[slot], batch.active & (batch.step == 0)
+        seen = found.undrawn or found
+        length = adaptive.find(
+            slot,
+            batch.known,
+            batch.length,
+            begins,
+            batch.spread(seen.token),
+            batch.spread(seen.confidence),
+        )
+        batch.shorten(length)
+        batch.leaves_whole = adapts
+        rows = batch.spans.rows
+        end = torch.where(begins & adapts, batch.known + length, 0)
+        batch.found_end = end if rows is None else end[rows.begin]
 
     def _canvas_step(
         self, found: Candidates, batch: CanvasBatch, needs: set[str]

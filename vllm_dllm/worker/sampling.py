@@ -134,6 +134,10 @@ class Sampling:
         )
         if not chosen.any():
             return found
+        if batch.spans.adapts and not self.facts.clean_confidence:
+            # Dream's AdaBlock looks for delimiters among them.
+            token, sure = found.token.clone(), found.confidence.clone()
+            found.undrawn = Candidates(token, sure)
         logits[:, mask_token_id] = float("-inf")
         step = self._of_step(batch, all_token_ids)
         for tile in batch.rows_of(chosen).split(TILE):

@@ -34,7 +34,10 @@ class Slots:
         self.logprobs = Logprobs(vocab, never_answered, device)
         self.telling = Telling()
         self.suspended = SuspendedBlocks(
-            [self.buffers, self.canvas, self.rules, self.logprobs]
+            [
+                *(self.buffers, self.layout.adaptive),
+                *(self.canvas, self.rules, self.logprobs),
+            ]
         )
 
     def add_request(
@@ -52,6 +55,7 @@ class Slots:
         self.buffers.add_request(slot, decoding, plan)
         block, size = plan.grid.block, int(self.buffers.size_np[slot])
         self.layout.add_request(slot, decoding, plan)
+        self.layout.adaptive.add_request(slot, decoding, plan)
         self.canvas.add_request(slot, block, prompt_len + max_tokens, size)
         self.rules.add_request(slot, decoding, block)
         self.sampling.add_request(req_id, slot, params, prompt_len, decoding)

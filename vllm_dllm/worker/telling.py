@@ -58,7 +58,10 @@ class Telling:
         slots = batch.spans.slot_np.tolist()
         if not self.awaited.isdisjoint(slots):
             opened = zip(step.req_ids, slots, step.opened.tolist(), strict=True)
-            report.opened = {r: end for r, slot, end in opened if slot in self.awaited}
+            report.marks = {r: end for r, slot, end in opened if slot in self.awaited}
+        if batch.found_end is not None:
+            ends = zip(step.req_ids, batch.found_end.tolist(), strict=True)
+            report.marks |= {req_id: end for req_id, end in ends if end}
         for index, (req_id, slot) in enumerate(zip(step.req_ids, slots, strict=True)):
             if slot not in self.traced and slot not in self.watched:
                 continue

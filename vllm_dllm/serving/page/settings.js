@@ -20,10 +20,12 @@ export const RULES = {
   joint_threshold: ["threshold", "edit_threshold", "max_post_steps"],
   joint_threshold_indel: ["threshold", "edit_threshold", "max_post_steps"],
   confidence_threshold: ["threshold"],
+  adablock: ["threshold", "delimiter_threshold"],
   maskgit_plus: ["steps", "eps", "alg_temp"],
   topk_margin: ["steps", "eps", "alg_temp"],
   neg_entropy: ["steps", "eps", "alg_temp"],
   origin: ["steps", "eps"],
+  random_order: ["steps"],
 };
 /** What every model's own rule uses, whichever it is. */
 const OWN_RULE = ["steps"];
@@ -52,6 +54,7 @@ export const OF_RULES = {
   dllm_credit_gamma: { label: "Credit gamma", ...amount },
   dllm_edit_threshold: { label: "Edit threshold", ...share },
   dllm_max_post_steps: { label: "Max post steps", min: 0, step: 1 },
+  dllm_delimiter_threshold: { label: "Delimiter threshold", ...share },
   dllm_eps: { label: "Eps", min: 0, max: 1, step: 0.001 },
   dllm_alg_temp: { label: "Alg temp", ...amount },
 };

@@ -64,13 +64,16 @@ class AfterPromptLayout(Layout):
         sizes_np = -(-left_np // self.block_np[slot_np])
         own_np, first = self.is_own_np[slot_np], spans.start + self.shift
         first = torch.maximum(first, self.origin[slot])
-        spans.rows = self.block_rows(
+        rows = spans.rows = self.block_rows(
             spans,
             np.where(own_np, sizes_np, 1),
             np.where(own_np, left_np, spans.rows_np),
             torch.where(self.is_own[slot], first, spans.block_start),
             self.buffers.size[slot],
         )
+        # That of another request may end before its grid says (AdaBlock).
+        others = spans.block_length[rows.owner]
+        rows.length = torch.where(self.is_own[slot][rows.owner], rows.length, others)
         return spans
 
     def block_ids(

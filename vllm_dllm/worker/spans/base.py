@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Plan
+from vllm_dllm.worker.spans.adaptive import AdaptiveBlocks
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import BlockRows, lay_rows
 from vllm_dllm.worker.spans.buffers import Buffers
@@ -39,6 +40,8 @@ class Layout(ABC):
         self.block = torch.ones(num_slots, dtype=torch.int64, device=device)
         self.end = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """The request's grid of blocks (span.py)."""
+        self.adaptive = AdaptiveBlocks(num_slots, device)
+        """Blocks whose ends are found; with full attention some requests have them."""
         self.block_np = np.ones(num_slots, dtype=np.int64)
         """Its length of a block on the CPU."""
 

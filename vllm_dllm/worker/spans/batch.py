@@ -64,6 +64,8 @@ class SpanBatch:
     is known after the step, whatever the rule says; None if the regime has none."""
     rows: BlockRows | None = None
     """Blocks under denoising; None where each request has the one of `block_start`."""
+    adapts: bool = False
+    """Whether some request of the batch has blocks whose ends are found."""
     branches: Branches | None = None
     """Unconditional branches; None if no request of the batch is guided."""
 

@@ -22,7 +22,7 @@ from vllm_dllm.worker.spans.rows import AttentionRows
 
 class ByPlan(Layout):
     of_plans: ClassVar[dict[type[Plan], type[Layout]]]
-    """In the order in which they complete a step."""
+    """In the order in which they complete a step. Plans may share one."""
 
     def __init__(
         self,
@@ -32,10 +32,13 @@ class ByPlan(Layout):
         buffers: Buffers,
     ) -> None:
         super().__init__(config, num_slots, device, buffers)
-        self.layouts = [
-            layout(config, num_slots, device, buffers)
-            for layout in self.of_plans.values()
-        ]
+        kinds = list(dict.fromkeys(self.of_plans.values()))
+        self.number_of = {
+            plan: kinds.index(kind) for plan, kind in self.of_plans.items()
+        }
+        self.layouts = [kind(config, num_slots, device, buffers) for kind in kinds]
+        for layout in self.layouts:
+            layout.adaptive = self.adaptive
         self.number_np = np.zeros(num_slots, dtype=np.int64)
         """Which of them each slot's request has, on the CPU."""
         self.number = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -56,7 +59,7 @@ class ByPlan(Layout):
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         super().add_request(slot, decoding, plan)
-        number = [*self.of_plans].index(type(plan))
+        number = self.number_of[type(plan)]
         self.number[slot] = self.number_np[slot] = number
         for other, layout in enumerate(self.layouts):
             add = layout.add_request if other == number else layout.pass_by

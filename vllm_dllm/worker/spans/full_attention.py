@@ -10,7 +10,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import FullAttention, Plan
+from vllm_dllm.span import Adaptive, FullAttention, Plan
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.branches import guided_rows, place_branches
@@ -57,7 +57,7 @@ class FullAttentionLayout(Layout):
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         super().add_request(slot, decoding, plan)
-        assert isinstance(plan, FullAttention)
+        assert isinstance(plan, FullAttention | Adaptive)
         self.keeps_keys[slot] = plan.cache != "none"
         self.seq_len[slot] = self.seq_len_np[slot] = plan.end
         self.branch[slot] = self.branch_np[slot] = plan.branch
@@ -76,6 +76,8 @@ class FullAttentionLayout(Layout):
 
     def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
         slot, slot_np = spans.slot, spans.slot_np
+        if self.adaptive.adapts_np[slot_np].any():
+            self._place_adaptive(spans)
         # A step that decides nothing makes the keys of the block's refresh again, which
         # saw nothing but masks in it.
         spans.shown = torch.where(spans.decides, spans.known, spans.block_start)
@@ -97,6 +99,16 @@ class FullAttentionLayout(Layout):
             spans.position = spans.position - offset * branches.unconditional
             spans.rows_np = np.minimum(spans.rows_np, branches.half_np)
         return spans
+
+    def _place_adaptive(self, spans: SpanBatch) -> None:
+        """Put the blocks of which one has to find the end where they are."""
+        slot, known = spans.slot, spans.known
+        adapts = self.adaptive.adapts[slot]
+        longest = torch.minimum(known + self.block[slot], self.end[slot])
+        end = self.adaptive.end_of(slot, known, longest)
+        spans.adapts = True
+        spans.block_start = torch.where(adapts, known, spans.block_start)
+        spans.block_length = torch.where(adapts, end - known, spans.block_length)
 
     def is_uniform(self, slot_np: np.ndarray) -> bool:
         return not self.branch_np[slot_np].any()
@@ -154,4 +166,7 @@ class FullAttentionLayout(Layout):
     def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
         start = spans.block_start
         same_block = self.block_of(spans.slot, known)[0] == start
+        if spans.adapts:
+            adapts = self.adaptive.adapts[spans.slot]
+            same_block = torch.where(adapts, known == start, same_block)
         return torch.where(same_block & self.keeps_keys[spans.slot], start, 0)

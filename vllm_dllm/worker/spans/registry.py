@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from vllm_dllm.config import Facts
-from vllm_dllm.span import AfterPrompt, FullAttention, Plan
+from vllm_dllm.span import Adaptive, AfterPrompt, FullAttention, Plan
 from vllm_dllm.worker.spans.after_prompt import AfterPromptLayout
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.block_causal import BlockCausalLayout
@@ -15,6 +15,7 @@ from vllm_dllm.worker.spans.seeded import SeededLayout
 class FullAttentionLayouts(ByPlan):
     of_plans: ClassVar[dict[type[Plan], type[Layout]]] = {
         FullAttention: FullAttentionLayout,
+        Adaptive: FullAttentionLayout,
         AfterPrompt: AfterPromptLayout,
     }
 
