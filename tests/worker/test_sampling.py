@@ -310,7 +310,7 @@ def test_with_all_positions_of_the_blocks_the_candidates_are_the_same(
                 {
                     k: v[masks]
                     for k, v in vars(candidates).items()
-                    if needs or k in ("token", "confidence")
+                    if v is not None and (needs or k in ("token", "confidence"))
                 }
             )
         for name, values in found[0].items():
