@@ -20,7 +20,6 @@ export const RULES = {
   joint_threshold: ["threshold", "edit_threshold", "max_post_steps"],
   joint_threshold_indel: ["threshold", "edit_threshold", "max_post_steps"],
   confidence_threshold: ["threshold"],
-  adablock: ["threshold", "delimiter_threshold"],
   maskgit_plus: ["steps", "eps", "alg_temp"],
   topk_margin: ["steps", "eps", "alg_temp"],
   neg_entropy: ["steps", "eps", "alg_temp"],
@@ -54,7 +53,6 @@ export const OF_RULES = {
   dllm_credit_gamma: { label: "Credit gamma", ...amount },
   dllm_edit_threshold: { label: "Edit threshold", ...share },
   dllm_max_post_steps: { label: "Max post steps", min: 0, step: 1 },
-  dllm_delimiter_threshold: { label: "Delimiter threshold", ...share },
   dllm_eps: { label: "Eps", min: 0, max: 1, step: 0.001 },
   dllm_alg_temp: { label: "Alg temp", ...amount },
 };
