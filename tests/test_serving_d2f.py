@@ -113,7 +113,7 @@ async def test_drafts_show_all_blocks_in_flight(server: Server) -> None:
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"dllm_cache": "dual"}, ["dllm_cache='dual'", "'d2f'"]),
     ({"cfg_scale": 1.5}, ["dllm_cfg_scale=1.5", "'d2f'"]),
-    ({"suffix": " w12"}, ["dllm_suffix_token_ids", "'d2f'"]),
+    ({"dllm_suffix_token_ids": [5]}, ["dllm_suffix_token_ids", "'d2f'"]),
     ({"buffer_size": 4}, ["dllm_buffer_size=4", "not for d2f"]),
     ({"add_block_threshold": 0}, ["dllm_add_block_threshold=0", "above 0"]),
     ({"semi_complete_threshold": 1.5}, ["dllm_semi_complete_threshold=1.5"]),
