@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,8 +23,9 @@ sys.path.insert(0, str(ROOT))
 from tools.docs_parameters import table  # noqa: E402
 from tools.footprint import BITS, Footprint, footprint_of  # noqa: E402
 from vllm_dllm.cli import FLAGS  # noqa: E402
-from vllm_dllm.config import DllmConfig  # noqa: E402
+from vllm_dllm.config import DllmConfig, Facts  # noqa: E402
 from vllm_dllm.models.registry import FAMILIES, Family  # noqa: E402
+from vllm_dllm.models.sources import defaults_of  # noqa: E402
 from vllm_dllm.params import PREFIX  # noqa: E402
 
 PAGE = ROOT / "docs" / "recipes.md"
@@ -58,11 +60,15 @@ class Recipe:
         return self.build(self.rule)
 
     def build(self, own: dict[str, Any]) -> DllmConfig:
+        config: Any = SimpleNamespace(
+            architecture=self.config["architectures"][0],
+            hf_config=SimpleNamespace(**self.config),
+        )
         stated = {"block_size": self.config.get("block_size"), "mask_token_id": 0}
         own = {"block_size": self.block, **own}
-        return DllmConfig.build(
-            self.family.defaults, stated, own, facts=self.family.facts
-        )
+        known = {k: v for k, v in self.config.items() if k in Facts.model_fields}
+        facts = self.family.facts.model_copy(update=known)
+        return DllmConfig.build(defaults_of(config), stated, own, facts=facts)
 
     @property
     def command(self) -> str:
