@@ -17,6 +17,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -72,24 +74,24 @@ def bytes_of(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def in_words(size: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
 def numbers(fit: Fit, seqs: int) -> list[str]:
     """What the memory is taken by, a line for each."""
     one = fit.footprint
-    billions = one.parameters / 1e9
     dtype = fit.quantization or one.dtype
     every = one.pages_of(one.longest) * fit.page
     return [
-        f"{one.architecture}, {billions:.2f} billion parameters, {dtype}",
-        f"  weights         {gib(fit.weights)}",
-        f"  working memory  {gib(fit.working)}, about",
-        f"  KV cache        {gib(every)} a request of {one.longest} tokens "
+        f"{one.architecture}, {one.parameters / 1e6:,.0f} million parameters, {dtype}",
+        f"  weights         {in_words(fit.weights)}",
+        f"  working memory  {in_words(fit.working)}, about",
+        f"  KV cache        {in_words(every)} a request of {one.longest} tokens "
         f"({one.kv_per_token:,} bytes a token, pages of {one.page_size}); "
-        f"{gib(every * seqs)} for {seqs}",
-        f"  of {gib(fit.memory)} vLLM uses {gib(int(fit.memory * SHARE))} "
+        f"{in_words(every * seqs)} for {seqs}",
+        f"  of {in_words(fit.memory)} vLLM uses {in_words(int(fit.memory * SHARE))} "
         f"(--gpu-memory-utilization {SHARE})",
     ]
 
@@ -111,7 +113,7 @@ def verdict(fit: Fit, seqs: int) -> list[str]:
         other = Fit(one, fit.memory, quantization)
         if fit.quantization is None and other.requests > fit.requests:
             lines.append(
-                f"  weights in {quantization} ({gib(other.weights)}): "
+                f"  weights in {quantization} ({in_words(other.weights)}): "
                 f"{other.requests} requests"
             )
     for devices in (2, 4, 8):
@@ -160,6 +162,8 @@ def main() -> int:
                 max_model_len=args.len,
                 max_num_seqs=args.seqs,
             )
+        except ValidationError as error:  # of vLLM's own configs
+            parser.error("; ".join(one["msg"] for one in error.errors()))
         except ValueError as error:
             parser.error(str(error))
     fit = Fit(footprint, args.memory, quantization)
