@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from vllm import SamplingParams
 
 from tests.engines import Engine, uses
 from tests.golden_cases import GOLDEN
 from tests.specs import COMMON, OFFLINE
+from tests.watchdog import watched
 from tools.fit import Fit, bytes_of, verdict
 from tools.footprint import Footprint
 
@@ -84,6 +86,26 @@ def test_a_footprint_is_what_an_engine_takes(
     room = taken + (said.weights() + said.logits + said.activations)
     fit = Fit(said, math.ceil((room + said.page) / 0.92))
     assert fit.pages == pytest.approx(pages, rel=0.05)
+
+
+@uses(*ENGINES)
+def test_the_longest_request_takes_the_pages_that_are_said(
+    engine: Engine, footprints: dict[str, Footprint]
+) -> None:
+    """A canvas may end behind the last token, and pages with it."""
+    [name] = [name for name in ENGINES if OFFLINE[name] == engine.spec]
+    said, core = footprints[name], engine.llm.llm_engine
+    pool = core.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    engine.forget_prefixes()
+    free = least = pool.get_num_free_blocks()
+    prompt = {"prompt_token_ids": [5] * (COMMON["max_model_len"] - 24)}
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    core.add_request(f"longest-{name}", prompt, params)
+    with watched(core):
+        while core.has_unfinished_requests():
+            core.step()
+            least = min(least, pool.get_num_free_blocks())
+    assert free - least == said.pages_of(said.longest)
 
 
 @pytest.mark.parametrize(
