@@ -94,13 +94,12 @@ def build(vllm_config: Any) -> Any:
     import torch
     from vllm.distributed import parallel_state
     from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.network_utils import get_distributed_init_method, get_open_port
     from vllm.utils.torch_utils import set_default_torch_dtype
 
     if not parallel_state.model_parallel_is_initialized():
-        meeting = Path(tempfile.mkdtemp()) / "ranks"
-        parallel_state.init_distributed_environment(
-            1, 0, f"file://{meeting}", 0, backend="gloo"
-        )
+        place = get_distributed_init_method("127.0.0.1", get_open_port())
+        parallel_state.init_distributed_environment(1, 0, place, 0, backend="gloo")
         parallel_state.initialize_model_parallel(backend="gloo")
     dtype = vllm_config.model_config.dtype
     with torch.device("meta"), set_default_torch_dtype(dtype):
