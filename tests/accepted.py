@@ -155,7 +155,10 @@ def some(rng: Random, fields: dict[str, Value], most: int) -> dict[str, Any]:
 
 def own_fields(rng: Random, full_attention: bool) -> dict[str, Any]:
     """`dllm_*` fields, mostly those that the rule uses."""
-    rule = rng.choice([*(NAMES if full_attention else RULES), *ALIASES])
+    rules = [*(NAMES if full_attention else RULES), *ALIASES]
+    if full_attention:
+        rules.remove("dmax")
+    rule = rng.choice(rules)
     fields: dict[str, Any] = {"algorithm": rule}
     used = sorted(get_rule(ALIASES.get(rule, rule)).parameters)
     fields |= some(rng, {name: OF_RULES[name] for name in used}, 3)

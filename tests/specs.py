@@ -54,6 +54,8 @@ OFFLINE = {
     "fastdllm2": EngineSpec("fastdllm2-pub0", 32, LORA),
     "llada8": EngineSpec("llada20-pub0", 8),
     "llada32": EngineSpec("llada20-pub0", 32),
+    "dmax8": EngineSpec("llada20-dmax-pub0", 8),
+    "dmax32": EngineSpec("llada20-dmax-pub0", 32),
     "editing8": EngineSpec("llada21-pub0", 8),
     "editing32": EngineSpec("llada21-pub0", 32),
     "moving8": EngineSpec("llada22-pub1", 8),

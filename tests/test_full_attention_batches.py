@@ -26,7 +26,12 @@ SAMPLING: list[dict[str, Any]] = [
 def everything(engine: Engine) -> list[Request]:
     """Every rule with every cache, with other shapes, guidance and sampling each."""
     requests = []
-    rules = [rule for rule in RULES if "moves" not in get_rule(rule).needs]
+    every = [get_rule(rule) for rule in RULES]
+    rules = [
+        name
+        for name, rule in zip(RULES, every, strict=True)
+        if "moves" not in rule.needs and not rule.softens
+    ]
     for number, rule in enumerate([*rules, "adablock"]):
         for offset, cache in enumerate(CACHES):
             index = 3 * number + offset

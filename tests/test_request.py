@@ -16,6 +16,7 @@ from vllm_dllm.params import (
     MAX_STEPS,
     NUMERIC_FIELDS,
 )
+from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.request import MAX_REMEMBERED, decoding_of, resolve, wishes_of
 from vllm_dllm.settled import Decoding
 
@@ -230,6 +231,10 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
     base = {"mask_token_id": 255, "block_size": 32}
     config = DllmConfig.build(base, facts=facts)
     meant = ALIASES.get(rule, rule)
+    if get_rule(meant).softens and not regime_of(facts).has_soft_tokens:
+        with pytest.raises(ValueError, match="'dmax' is for block-causal models"):
+            resolve({"dllm_algorithm": rule}, config, 64)
+        return
     inclusive = facts.full_attention or architecture == "StableDiffcoderForCausalLM"
     if inclusive and meant == "threshold":
         meant = "confidence_threshold"

@@ -38,6 +38,9 @@ class Facts(BaseModel):
     clean_confidence: bool = False
     """Whether a token's confidence is its probability before temperature, top-k and
     top-p, and not the one that it was drawn with."""
+    soft_tokens: bool = True
+    """Whether a step may be given embeddings instead of token ids, for rules that show
+    the model mixtures of them."""
     rule_names: dict[str, str] = {}
     """Names of decoding rules that mean another rule here."""
     eos_token_id: int | None = None
@@ -107,6 +110,11 @@ class DllmConfig(RuleParams):
     cap_steps: bool = False
     """Take no more steps for a block than the whole answer may have tokens, as LLaDA2's
     authors do."""
+    soft_tokens: bool | None = None
+    """Block-causal: whether requests may have `dmax`, which gives the model embeddings
+    instead of token ids. By default where that costs nothing: on CPU, with
+    `--enforce-eager`, and where it is the server's own rule. A compiled engine that
+    allows it looks embeddings up before each of its steps."""
     _facts: Facts = PrivateAttr(default=Facts())
 
     @property

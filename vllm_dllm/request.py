@@ -105,6 +105,8 @@ def wishes_of(
     wishes = _with_buffer(wishes, own, config)
     rule = rule_of(wishes, config)
     refuse_strange_moves(rule, config)
+    if get_rule(rule).softens:
+        refuse_soft_tokens(rule, config)
     used = {name for name, user in FIELDS_OF_RULES.items() if user == rule}
     parameters = get_rule(rule).parameters | used
     known = NUMERIC_FIELDS.keys() | FIELDS_OF_RULES.keys()
@@ -153,6 +155,8 @@ def _with_buffer(
             f"is not defined for the decoding rule {wishes.algorithm!r}, whose steps "
             f"are those of one block; allowed: {', '.join(BUFFERED)}"
         )
+        if get_rule(wishes.algorithm).softens:
+            why += " (joint_threshold is what DMax was measured with)"
     if why is None:
         return wishes
     if "buffer_size" in own:
@@ -171,6 +175,20 @@ def _decode_in_order(wishes: DllmParams, own: dict[str, Any]) -> DllmParams:
                 f"({PREFIX}algorithm={GRAMMAR_RULE!r}); leave it out"
             )
     return wishes.model_copy(update=in_order)
+
+
+def refuse_soft_tokens(rule: str, config: "DllmConfig") -> None:
+    """Refuse a rule that gives the model embeddings where it cannot have them."""
+    field = f"{PREFIX}algorithm={rule!r}"
+    if not regime_of(config.facts).has_soft_tokens:
+        raise ValueError(
+            f"{field} is for block-causal models that predict a token in its own place"
+        )
+    if not config.facts.soft_tokens:
+        raise ValueError(
+            f"{field} gives the model embeddings, and this server's is compiled for "
+            "token ids; start it with --dllm-config '{\"soft_tokens\": true}'"
+        )
 
 
 def refuse_idle_steps(wishes: DllmParams, steps: int, block: int) -> None:

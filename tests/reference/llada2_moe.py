@@ -242,11 +242,10 @@ class Backbone(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids: [batch, length] int64 -> normed states [batch, length, hidden]."""
-        hidden = self.word_embeddings(ids)
-        cos = self.cos[: ids.shape[1]].to(hidden.dtype)
-        sin = self.sin[: ids.shape[1]].to(hidden.dtype)
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """hidden: [batch, length, hidden], embeddings -> normed states, the same."""
+        cos = self.cos[: hidden.shape[1]].to(hidden.dtype)
+        sin = self.sin[: hidden.shape[1]].to(hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, mask, cos, sin)
         return self.norm(hidden)
@@ -271,7 +270,15 @@ class LLaDA2Moe(nn.Module):
         Returns:
             logits: [batch, length, vocab] float32.
         """
-        return self.lm_head(self.model(ids, mask)).float()
+        return self.read(self.embed(ids), mask)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids: [...] int64 -> [..., hidden]."""
+        return self.model.word_embeddings(ids)
+
+    def read(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """As `forward`, of embeddings: [batch, length, hidden]."""
+        return self.lm_head(self.model(hidden, mask)).float()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "LLaDA2Moe":

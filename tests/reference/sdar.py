@@ -151,7 +151,14 @@ class SDAR(nn.Module):
         Returns:
             logits: [length, vocab] float32.
         """
-        hidden = self.model.embed_tokens(ids)
+        return self.read(self.embed(ids), mask)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids: [...] int64 -> [..., hidden]."""
+        return self.model.embed_tokens(ids)
+
+    def read(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """As `forward`, of embeddings: [length, hidden]."""
         for layer in self.model.layers:
             hidden = layer(hidden, mask)
         return self.lm_head(self.model.norm(hidden))

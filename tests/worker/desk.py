@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.span import AfterPrompt, Plan, Span
 from vllm_dllm.worker.canvas_batch import CanvasBatch
@@ -69,7 +70,8 @@ RULES_OF = {
     family: [
         rule
         for rule in RULES
-        if facts.moves is not None or "moves" not in get_rule(rule).needs
+        if (facts.moves is not None or "moves" not in get_rule(rule).needs)
+        and (regime_of(facts).has_soft_tokens or not get_rule(rule).softens)
     ]
     for family, facts in FAMILIES.items()
 }

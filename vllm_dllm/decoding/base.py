@@ -140,6 +140,9 @@ class DecodingRule(Protocol):
     revises: ClassVar[bool]
     """Whether it changes decoded tokens. Nothing of a block is handed out then before
     the block is done."""
+    softens: ClassVar[bool]
+    """Whether the model is shown a decoded token of the block under denoising as a
+    mixture of its embedding and the mask's, by the token's last confidence."""
     memory: ClassVar[dict[str, torch.dtype]]
     """What it remembers of a block, by name: a value of this type for each position
     and step, 0 at first. A rule that has any is a `RememberingRule`."""
@@ -205,6 +208,7 @@ class SelectingRule:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = False
+    softens: ClassVar[bool] = False
     memory: ClassVar[dict[str, torch.dtype]] = {}
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:

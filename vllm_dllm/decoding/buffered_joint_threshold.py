@@ -24,6 +24,7 @@ class BufferedJointThreshold:
     )
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = True
+    softens: ClassVar[bool] = False
     memory: ClassVar[dict[str, torch.dtype]] = {}
 
     def decide(self, canvas: CanvasStep) -> Decision:

@@ -21,6 +21,7 @@ class JointThreshold:
     )
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = True
+    softens: ClassVar[bool] = False
     memory: ClassVar[dict[str, torch.dtype]] = {}
 
     def decide(self, canvas: CanvasStep) -> Decision:

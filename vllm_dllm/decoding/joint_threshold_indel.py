@@ -35,6 +35,7 @@ class JointThresholdIndel:
     )
     needs: ClassVar[frozenset[str]] = frozenset({"moves"})
     revises: ClassVar[bool] = True
+    softens: ClassVar[bool] = False
     memory: ClassVar[dict[str, torch.dtype]] = {
         "indel_input": torch.int32,
         "indel_written": torch.int32,

@@ -21,6 +21,7 @@ RULES: dict[str, str] = {
     "joint_threshold": "vllm_dllm.decoding.joint_threshold:JointThreshold",
     "joint_threshold_indel": "vllm_dllm.decoding.joint_threshold_indel:"
     "JointThresholdIndel",
+    "dmax": "vllm_dllm.decoding.dmax:DMax",
     "confidence_threshold": "vllm_dllm.decoding.confidence_threshold:"
     "ConfidenceThreshold",
     "sub_block_threshold": "vllm_dllm.decoding.sub_block_threshold:SubBlockThreshold",

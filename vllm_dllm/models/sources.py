@@ -2,9 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_dllm.config import DllmConfig, Facts, given
+from vllm.platforms import current_platform
+
+from vllm_dllm.config import KEY, DllmConfig, Facts, given
+from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.models.registry import FAMILIES, Family
 from vllm_dllm.quoting import quoted
+from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
@@ -116,6 +120,27 @@ def find_tokens(
     return [vocab.get(spelling) for spelling in spellings]
 
 
+def may_have_soft_tokens(vllm_config: "VllmConfig", config: DllmConfig) -> bool:
+    """Whether the engine may be given embeddings.
+
+    Raises:
+        ValueError: if it must, and the model cannot.
+    """
+    needs = get_rule(config.algorithm).softens
+    wanted, possible = config.soft_tokens, regime_of(config.facts).has_soft_tokens
+    if needs and (wanted is False or not possible):
+        raise ValueError(
+            f"{KEY}.algorithm={config.algorithm!r} needs {KEY}.soft_tokens, which are "
+            f"{'switched off' if possible else 'for block-causal models'}"
+        )
+    if wanted and not possible:
+        raise ValueError(f"{KEY}.soft_tokens=True is for block-causal models")
+    if wanted is not None:
+        return wanted
+    is_free = current_platform.is_cpu() or vllm_config.model_config.enforce_eager
+    return needs or (possible and is_free)
+
+
 def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
     """The facts of the architecture, and those of this engine."""
     model_config = vllm_config.model_config
@@ -127,6 +152,7 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
     ]
     return config.facts.model_copy(
         update={
+            "soft_tokens": may_have_soft_tokens(vllm_config, config),
             "eos_token_id": find_end_token(model_config),
             "eot_token_id": stops[-1] if stops else None,
             "stop_token_ids": [token for token in stops if token is not None],

@@ -23,6 +23,8 @@ class Regime(Protocol):
         "is not for this model, whose blocks are decoded one after the other"
     )
     """What is wrong with a number of them, where there are none."""
+    has_soft_tokens: bool
+    """Whether tokens under denoising may be shown as mixtures with the mask."""
     forwards_whole: bool
     """Whether a step forwards all of a request, or waits."""
 

@@ -12,6 +12,7 @@ from vllm_dllm.settled import Decoding
 
 class BlockCausalRegime(Regime):
     has_buffers = True
+    has_soft_tokens = True
     forwards_whole = False
 
     def check_wishes(

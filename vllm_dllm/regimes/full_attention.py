@@ -18,6 +18,7 @@ LONGEST_ROUNDING = 128
 
 class FullAttentionRegime(Regime):
     has_buffers = False
+    has_soft_tokens = False
     forwards_whole = True
 
     def check_wishes(

@@ -9,6 +9,7 @@ from vllm_dllm.settled import Decoding
 
 class SeededRegime(BlockCausalRegime):
     has_buffers = False
+    has_soft_tokens = False
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int

@@ -21,7 +21,7 @@ def implied_strategy(
     if "decoding_strategy" not in body:
         return {}
     strategy = body["decoding_strategy"]
-    if strategy == "d2f":
+    if strategy in ("d2f", "dmax"):
         named = fields.get(f"{PREFIX}algorithm", strategy)
         if named != strategy:
             raise ValueError(
@@ -32,7 +32,7 @@ def implied_strategy(
     if strategy != "multi_bd":
         raise ValueError(
             f"decoding_strategy={quoted(strategy)} is not supported; allowed: "
-            "multi_bd, d2f"
+            "multi_bd, d2f, dmax"
         )
     if BUFFER in fields or config.buffer_size > 1:
         return {}

@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.worker.embeddings import Embeddings
 from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.slots import Slots
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -40,6 +41,7 @@ class DenoisingModelState(ModelState):
             self.model_config.get_vocab_size(),
             device,
         )
+        self.embeddings = Embeddings(vllm_config, model, device)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         params = new_req_data.sampling_params
@@ -61,6 +63,7 @@ class DenoisingModelState(ModelState):
         input_batch: InputBatch,
         req_states: RequestState,
     ) -> torch.Tensor | None:
+        # Asked of models that see more than text; see `prepare_inputs`.
         return None
 
     def lay_out(self, input_batch: InputBatch, req_states: RequestState) -> None:
@@ -75,22 +78,25 @@ class DenoisingModelState(ModelState):
     def prepare_inputs(
         self, input_batch: InputBatch, req_states: RequestState
     ) -> dict[str, Any]:
-        """Token ids of the spans, and their positions in their sequences.
+        """Token ids of the spans, or embeddings, and positions in their sequences.
 
         The runner has filled in prompt tokens alone. Written in place, for CUDA graphs.
         """
         spans = SpanBatch.of(input_batch)
-        if spans is not None:
-            num_tokens = input_batch.num_tokens
-            input_batch.input_ids[:num_tokens] = self.slots.layout.token_ids(
-                spans, self.slots.canvas.tokens.values, req_states.all_token_ids.gpu
-            )
-            if spans.branches is not None:
-                input_batch.positions[:num_tokens] = spans.position
-        return {}
+        padded = input_batch.num_tokens_after_padding
+        if spans is None:
+            return self.embeddings.dummy_inputs(padded)
+        num_tokens = input_batch.num_tokens
+        token_ids = input_batch.input_ids[:num_tokens]
+        token_ids[:] = self.slots.layout.token_ids(
+            spans, self.slots.canvas.tokens.values, req_states.all_token_ids.gpu
+        )
+        if spans.branches is not None:
+            input_batch.positions[:num_tokens] = spans.position
+        return self.embeddings.inputs(spans, self.slots.soft, token_ids, padded)
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
-        return {}
+        return self.embeddings.dummy_inputs(num_tokens)
 
     def prepare_attn(
         self,

@@ -42,6 +42,8 @@ class StepDecision:
     """[m, width] int64."""
     source: torch.Tensor | None
     """[m, width] int64: as in `Decision`; None where no rule of the batch moves any."""
+    confidence: torch.Tensor
+    """[m, width] float32, of the candidates."""
     done: torch.Tensor
     """[m] bool: decoded positions are stable; False where a rule may still revise
     them."""
@@ -71,6 +73,7 @@ class DenoisingSampler:
         self.buffers = slots.buffers
         self.canvas = slots.canvas
         self.rules = slots.rules
+        self.soft = slots.soft
         self.sampling = slots.sampling
         moves = slots.config.facts.moves
         self.moves = None if moves is None else Moves(*moves)
@@ -203,7 +206,7 @@ class DenoisingSampler:
         if spans.seeds is not None:
             decision.done |= batch.of_blocks(spans.seeds)
         self.sampling.drop_bad_words(
-            write, decision.candidate, canvas_step.confidence, batch, all_token_ids
+            write, decision.candidate, decision.confidence, batch, all_token_ids
         )
         return decision
 
@@ -222,6 +225,13 @@ class DenoisingSampler:
             batch.move(decision.source)
         emission = emit(batch, decision.done, self.canvas.max_len)
         self.canvas.scatter(batch, emission.finished)
+        self.soft.settle(
+            batch,
+            decision.write,
+            decision.candidate,
+            decision.confidence,
+            emission.finished,
+        )
         if batch.buffered is not None:
             self._settle_buffers(batch, decision.stability)
         return emission.tokens, emission.count.int()
@@ -321,6 +331,7 @@ class DenoisingSampler:
             write=torch.zeros_like(batch.masked),
             candidate=canvas_step.candidate,
             source=None,
+            confidence=canvas_step.confidence,
             done=torch.ones_like(batch.active),
             stability=torch.full_like(canvas_step.confidence[:, 0], torch.nan),
         )

@@ -13,6 +13,7 @@ from vllm_dllm.worker.logprobs import Logprobs
 from vllm_dllm.worker.memory import SuspendedBlocks
 from vllm_dllm.worker.rule_tables import RuleTables
 from vllm_dllm.worker.sampling import Sampling
+from vllm_dllm.worker.soft_tokens import SoftTokens
 from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.registry import layout_class
 from vllm_dllm.worker.telling import Telling
@@ -29,6 +30,7 @@ class Slots:
         self.layout = layout(config, num_slots, device, self.buffers)
         self.canvas = Canvas(num_slots, config.block_size or 1, mask_token_id, device)
         self.rules = RuleTables(num_slots, device)
+        self.soft = SoftTokens(num_slots, device)
         self.sampling = Sampling(num_slots, vocab, device, config.facts)
         never_answered = (mask_token_id, *config.facts.never_answered)
         self.logprobs = Logprobs(vocab, never_answered, device)
@@ -36,7 +38,7 @@ class Slots:
         self.suspended = SuspendedBlocks(
             [
                 *(self.buffers, self.layout.adaptive),
-                *(self.canvas, self.rules, self.logprobs),
+                *(self.canvas, self.rules, self.soft, self.logprobs),
             ]
         )
 
@@ -58,6 +60,7 @@ class Slots:
         self.layout.adaptive.add_request(slot, decoding, plan)
         self.canvas.add_request(slot, block, prompt_len + max_tokens, size)
         self.rules.add_request(slot, decoding, block)
+        self.soft.add_request(slot, decoding, block)
         self.sampling.add_request(req_id, slot, params, prompt_len, decoding)
         self.logprobs.add_request(slot, params, block * size)
         self.telling.add_request(slot, decoding, plan)

@@ -19,6 +19,7 @@ export const RULES = {
   credit: ["threshold", "credit_alpha", "credit_beta", "credit_gamma"],
   joint_threshold: ["threshold", "edit_threshold", "max_post_steps"],
   joint_threshold_indel: ["threshold", "edit_threshold", "max_post_steps"],
+  dmax: ["threshold"],
   confidence_threshold: ["threshold"],
   maskgit_plus: ["steps", "eps", "alg_temp"],
   topk_margin: ["steps", "eps", "alg_temp"],
