@@ -7,7 +7,7 @@ import pytest
 from tests.wishes import CONFIG, FULL, with_grammar
 from vllm_dllm.admission import check_sampling_params
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.decoding.registry import BUFFERED, OF_BUFFERS, RULES
+from vllm_dllm.decoding.registry import BUFFERED, OF_BUFFERS, RULES, get_rule
 from vllm_dllm.models.capacity import refuse_idle_buffer
 from vllm_dllm.params import MAX_BUFFER_SIZE
 from vllm_dllm.request import plan_of, resolve, wishes_of
@@ -42,7 +42,21 @@ def test_rules_of_one_block_refuse_several(rule: str) -> None:
     )
     assert "allowed: threshold, joint_threshold" in str(failure.value)
     # The server's own default gives way.
-    assert resolve({"dllm_algorithm": rule}, SEVERAL, 20).buffer_size == 1
+    if "moves" not in get_rule(rule).needs:
+        assert resolve({"dllm_algorithm": rule}, SEVERAL, 20).buffer_size == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "size"),
+    [(8, 8, 2), (7, 1, 2), (7, 2, 2), (15, 18, 4), (16, 300, 16)],
+)
+def test_a_buffer_is_no_longer_than_the_answer(
+    prompt: int, max_tokens: int, size: int
+) -> None:
+    """Tables and rows of the worker would be made for blocks that never open."""
+    decoding = resolve({"dllm_buffer_size": 16}, CONFIG, max_tokens)
+    plan = plan_of(decoding, CONFIG, prompt, max_tokens)
+    assert isinstance(plan, Buffered) and plan.size == size
 
 
 def test_a_default_of_several_blocks_is_that_of_requests() -> None:

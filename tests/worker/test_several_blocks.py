@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.reference.multi_block_generate import Run, Wishes, generate
 from tests.worker.desk import MASK, MAX_LEN, VOCAB, Desk, TableLogits
@@ -176,6 +178,49 @@ def test_a_buffer_survives_preemption(block: int) -> None:
     for first in range(0, 18, 3):
         tasks = [random_task(5000 + 100 * first + n, block) for n in range(3)]
         check(tasks, block, preempts=Random(first), whole_blocks=first % 2 == 0)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**20),
+    block=st.sampled_from((2, 3, 5)),
+    size=st.integers(2, 4),
+    prompt=st.integers(1, 11),
+    thresholds=st.tuples(*[st.sampled_from((0.1, 0.4, 0.7, 1.0))] * 3),
+    edit_threshold=st.sampled_from((None, 0.0, 0.5)),
+    stability=st.sampled_from((0.0, 0.5)),
+)
+def test_one_more_block_in_flight_changes_none_in_front(
+    seed: int,
+    block: int,
+    size: int,
+    prompt: int,
+    thresholds: tuple[float, float, float],
+    edit_threshold: float | None,
+    stability: float,
+) -> None:
+    """A block behind would be seen, or counted, by those before it."""
+    accept, add_block, semi_complete = thresholds
+    wishes = Wishes(
+        block=block,
+        size=size,
+        threshold=accept,
+        add_block=add_block,
+        semi_complete=semi_complete,
+        token_stability=stability,
+        edit_threshold=edit_threshold,
+        max_post_steps=2,
+    )
+    logits, answers = SeenLogits(seed, 2.0), []
+    for more in (wishes, replace(wishes, size=size + 1)):
+        task = Task([5] * prompt, (size + 2) * block, more, logits)
+        desk = Desk("block-causal", block=block)
+        request = desk.add("a", task.prompt, task.fields, max_tokens=task.gen_length)
+        desk.run(OfRequests(desk, {request.slot: logits}))
+        answers.append(request.answer)
+    # Only the blocks after the first `size` open at another step.
+    same = (prompt // block + size) * block - prompt
+    assert answers[0][:same] == answers[1][:same]
 
 
 SAMPLING: list[dict[str, Any]] = [

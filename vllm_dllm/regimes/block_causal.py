@@ -50,7 +50,11 @@ class BlockCausalRegime(Regime):
             return span.BlockCausal(span.Grid(0, block, span.UNBOUNDED))
         end = span.round_up(prompt_len + max_tokens, block)
         grid = span.Grid(0, block, end)
-        return span.Buffered(grid, prompt_len, decoding.buffer_size)
+        # More blocks than an answer has are never open. One that has a single block
+        # keeps the room for two, which tells it from requests without a buffer.
+        blocks = (end - grid.start_of(prompt_len)) // block
+        size = min(decoding.buffer_size, max(2, blocks))
+        return span.Buffered(grid, prompt_len, size)
 
     def check_plan(
         self,
