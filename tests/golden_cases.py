@@ -22,6 +22,7 @@ from tests.reference import (
     llada2_generate,
     llada_generate,
     sdar_generate,
+    wedlm_generate,
 )
 from tests.reference.diffullama import DiffuLlama, generate_samples
 from tests.reference.dream import Dream
@@ -30,6 +31,7 @@ from tests.reference.kv_cache import Cache
 from tests.reference.llada import LLaDA
 from tests.reference.llada2_moe import LLaDA2Moe
 from tests.reference.sdar import SDAR
+from tests.reference.wedlm import WeDLM
 
 GOLDEN = Path(__file__).parent / "golden"
 MASK, EOS = 255, 1
@@ -62,6 +64,9 @@ class Case:
     sub_block_length: int | None = None
     factor: float | None = None
     eps: float | None = None
+    window: int | None = None
+    entropy_threshold: float | None = None
+    pos_penalty_factor: float | None = None
     cache: str | None = None
     cfg_scale: float = 0.0
     logits_eos_inf: bool = False
@@ -77,11 +82,13 @@ class Case:
     tokens: list[int] | None = None
     nfe: int | None = None
     """Forwards that the authors' code used."""
+    stopped: bool | None = None
+    """Whether it ended with an end token, where the case says so."""
 
     @property
     def ignore_eos(self) -> bool:
         """Whether the authors' code goes on after an end token."""
-        return not self.checkpoint.startswith(("llada2", "fastdllm2"))
+        return not self.checkpoint.startswith(("llada2", "fastdllm2", "wedlm"))
 
     @property
     def full_attention(self) -> bool:
@@ -109,6 +116,12 @@ class Case:
             "dllm_delimiter_ids": list(self.delimiter_ids) or None,
             "dllm_delimiter_threshold": self.delimiter_threshold,
         }
+        if self.checkpoint.startswith("wedlm"):
+            fields |= {
+                "dllm_window": self.window,
+                "dllm_entropy_threshold": self.entropy_threshold or 0.0,
+                "dllm_pos_penalty_factor": self.pos_penalty_factor,
+            }
         if self.full_attention:
             fields |= {
                 "dllm_block_length": self.block_length,
@@ -133,6 +146,16 @@ class Case:
             assert self.sub_block_length is not None and self.threshold is not None
             return fast_dllm_v2_generate.generate(
                 model, *request, self.sub_block_length, self.threshold, MASK, EOS
+            )
+        if isinstance(model, WeDLM):
+            return wedlm_generate.generate(
+                model,
+                *request,
+                MASK,
+                window=self.window,
+                entropy_threshold=self.entropy_threshold,
+                pos_penalty_factor=self.pos_penalty_factor,
+                stop_id=EOS,
             )
         if isinstance(model, SDAR):
             return sdar_generate.generate(
@@ -244,7 +267,7 @@ class Guided:
         return prior + (self.case.cfg_scale + 1) * away
 
 
-Model = SDAR | FastDLLMv2 | LLaDA2Moe | LLaDA | Dream
+Model = SDAR | FastDLLMv2 | LLaDA2Moe | LLaDA | Dream | WeDLM
 MODELS: dict[str, type[Model]] = {
     "sdar": SDAR,
     "fastdllm2": FastDLLMv2,
@@ -254,6 +277,7 @@ MODELS: dict[str, type[Model]] = {
     "diffullama": DiffuLlama,
     "adablock-llada": LLaDA,
     "adablock-dream": Dream,
+    "wedlm": WeDLM,
 }
 
 

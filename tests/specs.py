@@ -98,6 +98,17 @@ OFFLINE = {
     "adablock-llada": EngineSpec("adablock-llada-pub0"),
     "adablock-dream": EngineSpec("adablock-dream-pub0"),
     "diffullama": EngineSpec("diffullama-pub0", options=DIFFULLAMA),
+    # Requests choose the length of their window.
+    "wedlm": EngineSpec("wedlm-pub0", options=LORA),
+    # Prompts go in parts, and the pages are not enough for all requests.
+    "wedlm-tight": EngineSpec(
+        "wedlm-pub0",
+        options={
+            "max_model_len": 231,
+            "max_num_batched_tokens": 64,
+            "num_gpu_blocks_override": 14,
+        },
+    ),
     # JSON without spaces, of which there may be any number.
     "tiny-llada": EngineSpec(
         str(MODELS / "tiny-llada"),
@@ -119,6 +130,7 @@ OFFLINE = {
     ),
     "llada-tp2": EngineSpec("llada-pub0", options={**LORA, "tensor_parallel_size": 2}),
     "dream-tp2": EngineSpec("dream-pub0", options={"tensor_parallel_size": 2}),
+    "wedlm-tp2": EngineSpec("wedlm-pub0", options={"tensor_parallel_size": 2}),
 }
 SERVERS = {
     "sdar16": EngineSpec("sdar-pub1", 16),
@@ -129,6 +141,7 @@ SERVERS = {
     "dream": EngineSpec(
         "dream-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
     ),
+    "wedlm": EngineSpec("wedlm-pub0"),
     # The page, the examples and the docs are about this one.
     "tiny-llada2": EngineSpec(
         str(MODELS / "tiny-llada2"), 32, {"max_model_len": 2048}, routes=True

@@ -21,6 +21,7 @@ HEADS = {
     "fastdllm2-pub0": "o_proj",
     "llada-pub0": "ff_out",
     "dream-pub0": "o_proj",
+    "wedlm-pub0": "lm_head",
 }
 """The head of a base; vLLM's Qwen2 takes no adapter of it."""
 Asked = tuple[Case, Adapter | None]
@@ -69,7 +70,7 @@ def ask(engine: Engine, asked: list[Asked]) -> list[str]:
     return wrong + too_many_forwards(cases, [engine.forwards(o) for o in outputs])
 
 
-@uses("sdar16", "fastdllm2", "llada", "dream", "llada-tp2")
+@uses("sdar16", "fastdllm2", "llada", "dream", "llada-tp2", "wedlm")
 def test_a_batch_of_several_adapters(
     engine: Engine, adapters: dict[str, list[Adapter]]
 ) -> None:

@@ -17,7 +17,7 @@ FULL_ATTENTION = ("llada", "dream")
 ALL = (
     *("sdar4", "sdar16", "fastdllm2", "llada8", "llada32"),
     *("editing8", "editing32", "moving8", "moving32", *FULL_ATTENTION, "diffullama"),
-    *("adablock-llada", "adablock-dream"),
+    *("adablock-llada", "adablock-dream", "wedlm"),
 )
 
 

@@ -20,7 +20,9 @@ from vllm_dllm.span import (
     Grid,
     Plan,
     Seeded,
+    Sliding,
     Span,
+    Window,
     full_attention_grid,
 )
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -192,6 +194,7 @@ ATTENTION: dict[type, str] = {
     BlockCausal: "block_causal",
     Seeded: "seeded",
     FullAttention: "full",
+    Window: "window",
 }
 """Whose plan it is."""
 
@@ -360,6 +363,83 @@ def test_a_request_of_any_shape_is_answered_once_from_left_to_right(
     assert request.emitted == list(range(prompt, request.end))
     assert max(request.canvas_forwards.values()) <= steps
     assert len(request.canvas_forwards) == num_blocks - prompt // block
+
+
+@dataclass
+class WindowRequest:
+    """A request whose window slides, with the model left out."""
+
+    plan: Window
+    prompt: int
+    end: int
+    """Known tokens at which it ends."""
+    known: int = 0
+    computed: int = 0
+    decoded: set[int] = field(default_factory=set)
+    """Positions of the window that are no masks."""
+    final: set[int] = field(default_factory=set)
+    """Positions whose cached KV was written with nothing but known tokens before."""
+
+    def __post_init__(self) -> None:
+        self.known = self.prompt
+        self.worker = Worker(self.plan, 1)
+
+    def preempt(self) -> None:
+        """All KV is lost; the window is kept."""
+        self.computed = 0
+        self.final.clear()
+
+    def forward(self, budget: int, random: Random) -> None:
+        got = self.plan.clip(self.plan.span(self.computed, self.known, None), budget)
+        assert 0 < got.length <= budget, "a step that forwards nothing is repeated"
+        assert self.final >= set(range(got.start)), "reads KV that is not final"
+        known = self.known
+        self.final |= set(range(got.start, min(got.end, known)))
+        self.final -= set(range(known, got.end))
+        if got.canvas:
+            window = range(known, got.end)
+            assert len(window) == min(self.plan.grid.block, self.plan.grid.end - known)
+            masks = [p for p in window if p not in self.decoded]
+            self.decoded |= set(random.sample(masks, random.randint(1, len(masks))))
+            while self.known in self.decoded and self.known < self.end:
+                self.known += 1
+        else:
+            assert got.end <= known, "a part of a window is no use"
+        self.worker.check(got, self.known)
+        self.computed = self.plan.next_start(got, self.known)
+        assert set(range(self.computed)) <= self.final
+        assert self.computed == min(got.end, known), "known tokens are forwarded once"
+
+
+@given(
+    window=blocks,
+    prompt=st.integers(1, 100),
+    answer=st.integers(1, 60),
+    room=st.integers(0, 40),
+    random=st.randoms(use_true_random=False),
+    preemptions=st.integers(0, 4),
+)
+def test_a_window_slides_to_the_end_of_any_request(
+    window: int,
+    prompt: int,
+    answer: int,
+    room: int,
+    random: Random,
+    preemptions: int,
+) -> None:
+    """A position that is read before it is final, or never forwarded: a wrong answer,
+    or none."""
+    end = prompt + answer
+    plan = Window(Sliding(0, window, end + room))
+    request = WindowRequest(plan, prompt, end)
+    forwards = 0
+    while request.known < request.end:
+        if preemptions and random.random() < 0.2:
+            preemptions -= 1
+            request.preempt()
+        request.forward(random.randint(window, 4 * window), random)
+        forwards += 1
+        assert forwards <= 5 * (prompt + 2 * answer), "does not end"
 
 
 REFRESH, STEP = "refresh", "step"

@@ -8,7 +8,10 @@ from tests.golden_cases import differences, golden_cases
 pytestmark = pytest.mark.timeout(400)
 
 
-@uses("sdar16-tp2", "fastdllm2-tp2", "llada32-tp2", "llada-tp2", "dream-tp2")
+TWO_RANKS = ("sdar16", "fastdllm2", "llada32", "llada", "dream", "wedlm")
+
+
+@uses(*(f"{name}-tp2" for name in TWO_RANKS))
 def test_golden_tokens_with_two_ranks(engine: Engine) -> None:
     """Ranks that choose tokens from their own part of the vocabulary drift apart."""
     cases = golden_cases(engine.spec.checkpoint, engine.spec.block)

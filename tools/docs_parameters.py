@@ -23,6 +23,7 @@ from vllm_dllm.params import (  # noqa: E402
     FIELDS_OF_RULES,
     FULL_ATTENTION_FIELDS,
     PREFIX,
+    WINDOW_FIELDS,
     DllmParams,
     RuleParams,
     in_words,
@@ -118,6 +119,8 @@ def users_of(name: str) -> str:
     """The rules that a parameter changes something for."""
     if name in FULL_ATTENTION_FIELDS:
         return "all, with full attention"
+    if name in WINDOW_FIELDS:
+        return "all, with WeDLM"
     if name in FIELDS_OF_RULES:
         return f"`{FIELDS_OF_RULES[name]}`"
     rules = [rule for rule in NAMES if uses(rule, name)]

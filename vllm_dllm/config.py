@@ -30,9 +30,10 @@ class Facts(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
-    attention: Literal["block_causal", "seeded", "full"] = "block_causal"
-    """What a position sees: its own block and those before it, or the whole canvas.
-    "seeded" is block-causal, and a block begins with the token after the one before."""
+    attention: Literal["block_causal", "seeded", "full", "window"] = "block_causal"
+    """What a position sees: its own block and those before it; the whole canvas; or
+    what goes before it in a window that slides. "seeded" is block-causal, and a block
+    begins with the token after the one before."""
     shifted_logits: bool = False
     """Whether the row of position p predicts position p + 1."""
     clean_confidence: bool = False
@@ -100,8 +101,8 @@ class DllmConfig(RuleParams):
     block_size: int | None = Field(default=None, ge=1, le=4096)
     """Diffusion block size in tokens. For a block-causal model it must be the one the
     checkpoint was trained with. With full attention it is the default of a request's
-    block length; without one a block is the whole answer. Not the KV page size, which
-    is vLLM's `--block-size`."""
+    block length; without one a block is the whole answer. With WeDLM it is the default
+    of a request's window. Not the KV page size, which is vLLM's `--block-size`."""
     mask_token_id: int = Field(ge=0)
     """Token id that stands for a position not yet decoded."""
     cache: CachePolicy = "none"

@@ -91,6 +91,12 @@ class RuleParams(BaseModel):
     """credit: share of it that is left after a step."""
     credit_gamma: float = Field(default=0.2, ge=0, le=MAX_REAL)
     """credit: power of the probability that is credited."""
+    entropy_threshold: float = Field(default=0.4, ge=0, le=MAX_REAL)
+    """wedlm: entropy (nats), with the penalty of its place, below which a position is
+    taken; with 0 one position per step. `null` is 0."""
+    pos_penalty_factor: float = Field(default=0.02, ge=0, le=MAX_REAL)
+    """wedlm: what is added to the entropy of a position for each position that it lies
+    behind the first mask."""
     edit_threshold: float = Field(default=0.9, ge=0, le=1)
     """joint_threshold, joint_threshold_indel: confidence above which a decoded token is
     replaced."""
@@ -127,6 +133,11 @@ class RuleParams(BaseModel):
     """Several blocks: share of the tokens of the last one that a step would not change,
     from which the next one begins."""
 
+    @field_validator("entropy_threshold", mode="before")
+    @classmethod
+    def _no_threshold(cls, value: Any) -> Any:
+        return 0.0 if value is None else value
+
     @field_validator("algorithm")
     @classmethod
     def _known_rule(cls, name: str) -> str:
@@ -141,6 +152,8 @@ class DllmParams(RuleParams):
     block_length: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Diffusion block size. Free with full attention, where None is the whole answer;
     otherwise only the server's own is possible."""
+    window: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """WeDLM: how many positions right of the known tokens are decoded at once."""
     cache: CachePolicy = "none"
     """Full attention: which keys a step may read from an earlier one. "none" is exact;
     "prefix" reads those before the block, "dual" also those after it. Not for d2f,
@@ -182,7 +195,9 @@ FULL_ATTENTION_FIELDS = (
     "confidence_eos_eot_inf",
     "suffix_token_ids",
 )
-"""Fields that have no meaning for a block-causal model."""
+"""Fields that have no meaning without full attention."""
+WINDOW_FIELDS = ("window",)
+"""Fields that have no meaning without a window that slides."""
 
 
 BUFFER_FIELDS = frozenset(

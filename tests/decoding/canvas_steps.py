@@ -55,6 +55,8 @@ class Row:
     threshold: float = 0.5
     factor: float = 1.0
     entropy_bound: float = 0.25
+    entropy_threshold: float = 0.25
+    pos_penalty_factor: float = 0.125
     low_threshold: float = 0.25
     sub_block_length: int = 3
     delimiter_threshold: float = 0.5
@@ -116,6 +118,8 @@ PARAMETERS: dict[str, Sequence[Any]] = {
     "threshold": PROBABILITIES,
     "factor": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
     "entropy_bound": (*ENTROPIES, 0.5, 20.0),
+    "entropy_threshold": ENTROPIES,
+    "pos_penalty_factor": (0.0, 0.125, 0.25, 2.0),
     "low_threshold": PROBABILITIES,
     "delimiter_threshold": PROBABILITIES,
     "local_leap_anchor_threshold": PROBABILITIES,

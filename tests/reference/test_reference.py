@@ -29,10 +29,11 @@ PROMPT = list(range(40, 57))
         ("llada20-pub0", 32, 15),
         ("llada22-pub0", 32, 27),
         ("llada22-pub1", 8, 25),
+        ("wedlm-pub0", None, 36),
     ],
 )
 def test_tokens_and_forwards_are_those_of_the_authors_code(
-    checkpoint: str, block_length: int, count: int
+    checkpoint: str, block_length: int | None, count: int
 ) -> None:
     """A wrong reference would bless a wrong engine."""
     cases = golden_cases(checkpoint, block_length)

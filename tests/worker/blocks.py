@@ -83,8 +83,9 @@ def take_step(
         for column, token in row.items():
             where[index, column], tokens[index, column] = True, token
     batch.write(where, tokens)
-    none = [False] * len(requests)
-    desk.slots.canvas.scatter(batch, torch.tensor(finished or none))
+    done = torch.tensor(finished or [False] * len(requests))
+    left = torch.where(done, batch.length, batch.first)
+    desk.slots.canvas.scatter(batch, left, done)
 
 
 State = tuple[list[int], list[int], int, int]

@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.regimes import window
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.span import AfterPrompt, Plan, Span
@@ -29,6 +30,8 @@ DELETE, SPLIT = 17, 18
 """Of the family `moving`; tokens like all others elsewhere."""
 MAX_LEN = 64
 CPU = torch.device("cpu")
+CREDIT = {"algorithm": "credit"}
+"""The rule that keeps most of a block: it must not be left in a slot."""
 FAMILIES = {
     "block-causal": Facts(eos_token_id=EOS, max_model_len=MAX_LEN, vocab_size=VOCAB),
     "seeded": Facts(
@@ -55,6 +58,14 @@ FAMILIES = {
         page_size=8,
         vocab_size=VOCAB,
     ),
+    "window": Facts(
+        attention="window",
+        clean_confidence=True,
+        rule_names={"sequential": "leftmost"},
+        eos_token_id=EOS,
+        max_model_len=MAX_LEN,
+        vocab_size=VOCAB,
+    ),
     "shifted": Facts(
         attention="full",
         shifted_logits=True,
@@ -69,7 +80,7 @@ FAMILIES = {
 RULES_OF = {
     family: [
         rule
-        for rule in RULES
+        for rule in (window.RULES if facts.attention == "window" else RULES)
         if (facts.moves is not None or "moves" not in get_rule(rule).needs)
         and (regime_of(facts).has_soft_tokens or not get_rule(rule).softens)
     ]
@@ -167,10 +178,9 @@ class Desk:
         planned = [r.plan.clip(r.span(), self.budget) for r in requests]
         input_batch = batch_of(requests, planned)
         known = torch.tensor([request.known for request in requests])
-        spans = self.slots.layout.lay_out(input_batch, known)
-        token_ids = self.slots.layout.token_ids(
-            spans, self.slots.canvas.tokens.values, self.all_token_ids
-        )
+        layout, blocks = self.slots.layout, self.slots.canvas.tokens.values
+        spans = layout.arrange(layout.lay_out(input_batch, known), blocks)
+        token_ids = layout.token_ids(spans, blocks, self.all_token_ids)
         batch, rows = self.sampler.gather(spans)
         if any(span.canvas for span in planned):
             values = logits(batch, len(rows))
@@ -189,8 +199,9 @@ class Desk:
         request = self.running.pop(name)
         self.slots.suspend(name, request.slot)
         self.slots.release(request.slot)
+        fields = {} if self.config.facts.attention == "window" else CREDIT
         for other in ("x", "y"):
-            self.add(other, [5, 6, 7], {"algorithm": "credit"}, logprobs=3)
+            self.add(other, [5, 6, 7], fields, logprobs=3)
         for _ in range(3):
             self.step(TableLogits(99), "x", "y")
         for other in ("x", "y"):

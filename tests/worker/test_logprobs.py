@@ -72,7 +72,7 @@ class Desk:
         assert torch.equal(logits[:, :MASK], before)
         batch.write(write, candidate)
         none = torch.zeros(len(slots), dtype=torch.bool)
-        self.desk.slots.canvas.scatter(batch, finished=none)
+        self.desk.slots.canvas.scatter(batch, batch.first, finished=none)
         return expected
 
     def gather(self, slots: list[int], known: list[int]) -> CanvasBatch:

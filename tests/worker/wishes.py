@@ -13,6 +13,8 @@ def a_prompt(rng: random.Random, longest: int = 12) -> list[int]:
 
 def wishes(rng: random.Random, family: str) -> dict[str, object]:
     """Random `dllm_*` fields, but for the rule's own."""
+    if family == "window":
+        return {"window": rng.randint(1, 9)}
     if not FAMILIES[family].full_attention:
         return {}
     fields: dict[str, object] = {"cache": rng.choice(CACHES)}

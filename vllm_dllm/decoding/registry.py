@@ -30,6 +30,7 @@ RULES: dict[str, str] = {
     "neg_entropy": "vllm_dllm.decoding.time_grid:NegEntropy",
     "origin": "vllm_dllm.decoding.time_grid:Origin",
     "random_order": "vllm_dllm.decoding.random_order:RandomOrder",
+    "wedlm": "vllm_dllm.decoding.wedlm:WeDLM",
 }
 
 OWN_ATTENTION: dict[str, str] = {
@@ -52,6 +53,8 @@ OF_BUFFERS: dict[str, str] = {
     "BufferedJointThreshold",
 }
 """These; nobody asks for them by name."""
+OF_WINDOWS: dict[str, str] = {"leftmost": "vllm_dllm.decoding.leftmost:Leftmost"}
+"""Nobody asks for these either: what another rule is in a window that slides."""
 
 ALIASES: dict[str, str] = {
     "low_confidence_static": "low_confidence",
@@ -78,7 +81,8 @@ def canonical_name(name: str) -> str:
 
 @cache
 def get_rule(name: str) -> DecodingRule:
-    """The rule called `name`, a canonical name or one `OF_BUFFERS`. Rules hold no state
-    of requests."""
-    module, _, cls = (RULES | OWN_ATTENTION | OF_BUFFERS)[name].partition(":")
+    """The rule called `name`, a canonical name or one `OF_BUFFERS` or `OF_WINDOWS`.
+    Rules hold no state of requests."""
+    rules = RULES | OWN_ATTENTION | OF_BUFFERS | OF_WINDOWS
+    module, _, cls = rules[name].partition(":")
     return getattr(import_module(module), cls)()

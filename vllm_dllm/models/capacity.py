@@ -10,6 +10,7 @@ from vllm_dllm import span
 from vllm_dllm.config import KEY, DllmConfig
 from vllm_dllm.decoding.registry import BUFFERED
 from vllm_dllm.regimes.registry import regime_of
+from vllm_dllm.regimes.window import refuse_other_rules
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -26,11 +27,7 @@ def make_room(vllm_config: "VllmConfig", config: DllmConfig) -> None:
 
 def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
     """What block-causal attention asks of the engine."""
-    if config.cache != "none":
-        raise ValueError(
-            f"{KEY}.cache={config.cache!r} has no meaning for a block-causal model, "
-            "whose KV cache is exact; leave it out"
-        )
+    refuse_idle_cache(config)
     refuse_idle_buffer(config)
     block = config.block
     set_page_size(vllm_config, block)
@@ -41,12 +38,19 @@ def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
     refuse_small_budget(
         vllm_config, blocks * block, f"{words} the diffusion block size {block}"
     )
-    scheduler_config = vllm_config.scheduler_config
-    if not scheduler_config.enable_chunked_prefill:
-        longest = vllm_config.model_config.max_model_len
-        why = "the longest prompt (max_model_len), and prompts are not to be split"
-        refuse_small_budget(vllm_config, longest, why)
+    refuse_unsplit_prompts(vllm_config)
     cover_last_block(vllm_config, block)
+
+
+def forward_windows(vllm_config: "VllmConfig", config: DllmConfig) -> None:
+    """What a window that slides asks of the engine: no more than a causal model, but
+    that a step holds it."""
+    refuse_idle_cache(config)
+    refuse_idle_buffer(config)
+    refuse_other_rules(config.algorithm, f"{KEY}.algorithm")
+    set_page_size(vllm_config, block=1)
+    refuse_small_budget(vllm_config, config.block, f"the window ({KEY}.block_size)")
+    refuse_unsplit_prompts(vllm_config)
 
 
 def forward_whole_requests(vllm_config: "VllmConfig", config: DllmConfig) -> None:
@@ -72,6 +76,24 @@ def forward_whole_requests(vllm_config: "VllmConfig", config: DllmConfig) -> Non
     canvas = min(config.block_size or 1, vllm_config.model_config.max_model_len - 1)
     why = "a prompt of one token and the canvas of one block"
     refuse_small_budget(vllm_config, 1 + canvas, why)
+
+
+def refuse_idle_cache(config: DllmConfig) -> None:
+    """Raise ValueError for a cache that only full attention has."""
+    if config.cache != "none":
+        raise ValueError(
+            f"{KEY}.cache={config.cache!r} has no meaning without full attention, "
+            "where the KV cache is exact; leave it out"
+        )
+
+
+def refuse_unsplit_prompts(vllm_config: "VllmConfig") -> None:
+    """Raise ValueError where a step may not hold the longest prompt, and no part of
+    it."""
+    if not vllm_config.scheduler_config.enable_chunked_prefill:
+        longest = vllm_config.model_config.max_model_len
+        why = "the longest prompt (max_model_len), and prompts are not to be split"
+        refuse_small_budget(vllm_config, longest, why)
 
 
 def refuse_idle_buffer(config: DllmConfig) -> None:
@@ -140,4 +162,5 @@ OF_ATTENTION: dict[str, Callable[["VllmConfig", DllmConfig], None]] = {
     "block_causal": forward_whole_blocks,
     "seeded": forward_whole_blocks,
     "full": forward_whole_requests,
+    "window": forward_windows,
 }

@@ -272,3 +272,15 @@ class FastDLLMv2Config(Qwen2Config):
 
     model_type = "Fast_dLLM_Qwen"
     attribute_map = {"bd_size": "block_size"}
+
+
+class WeDLMConfig(Qwen2Config):
+    """WeDLM: Qwen2 weights, or Qwen3 weights where config.json says so."""
+
+    model_type = "wedlm"
+    attention_bias: bool = True
+    qk_norm: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        refuse_other_values({"hidden_act": self.hidden_act}, {"hidden_act": ("silu",)})
+        super().__post_init__(**kwargs)

@@ -23,6 +23,7 @@ from vllm_dllm.models.sources import (
     family_of,
     user_fields,
 )
+from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.request import refuse_strange_moves
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         config = config.with_facts(facts)
         refuse_strange_moves(config.algorithm, config)
         config.attach(model_config)
-        vllm_config.attention_config.use_non_causal = True
+        vllm_config.attention_config.use_non_causal = not regime_of(facts).causal
         vllm_config.scheduler_config.async_scheduling = False
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         if current_platform.is_cpu() and not HAS_TRITON:

@@ -74,6 +74,12 @@ _LLADA_MOE = Family(
     stop_tokens=("<|endoftext|>", "<|role_end|>"),
     generation=_LLADA_GENERATION,
 )
+_WEDLM = {
+    "algorithm": "wedlm",
+    "block_size": 16,
+    "entropy_threshold": 0.4,
+    "pos_penalty_factor": 0.02,
+}
 
 FAMILIES: dict[str, Family] = {
     "LLaDA2MoeModelLM": Family(
@@ -146,6 +152,18 @@ FAMILIES: dict[str, Family] = {
         defaults={"algorithm": "random_order", "steps": 64},
         facts=_DREAM_FACTS,
         generation={"temperature": 0.9, "top_p": 0.9},
+    ),
+    "WeDLMForCausalLM": Family(
+        model="vllm_dllm.models.wedlm:WeDLMForCausalLM",
+        config="WeDLMConfig",
+        defaults=_WEDLM,
+        facts=Facts(
+            attention="window",
+            clean_confidence=True,
+            rule_names={"sequential": "leftmost"},
+        ),
+        stop_tokens=("<|endoftext|>", "<|im_end|>"),
+        generation={"temperature": 0.2},
     ),
 }
 """HF `architectures[0]` -> family. Not keyed by `model_type`, which families share."""

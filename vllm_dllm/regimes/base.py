@@ -16,6 +16,8 @@ class Regime(Protocol):
     """All of a request's checks raise ValueError that names field, value and what is
     allowed."""
 
+    causal: bool
+    """Whether a row of attention is causal."""
     has_buffers: bool
     """Whether several blocks of a request may be under denoising at once, as many as it
     says."""

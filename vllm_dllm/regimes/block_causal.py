@@ -4,13 +4,19 @@ from typing import Any
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.params import FULL_ATTENTION_FIELDS, PREFIX, DllmParams
-from vllm_dllm.quoting import quoted
+from vllm_dllm.params import (
+    FULL_ATTENTION_FIELDS,
+    PREFIX,
+    WINDOW_FIELDS,
+    DllmParams,
+)
 from vllm_dllm.regimes.base import Regime
+from vllm_dllm.regimes.fields import refuse_fields
 from vllm_dllm.settled import Decoding
 
 
 class BlockCausalRegime(Regime):
+    causal = False
     has_buffers = True
     has_soft_tokens = True
     forwards_whole = False
@@ -18,13 +24,13 @@ class BlockCausalRegime(Regime):
     def check_wishes(
         self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
     ) -> None:
-        for name in FULL_ATTENTION_FIELDS:
-            if name in own:
-                raise ValueError(
-                    f"{PREFIX}{name}={quoted(own[name])} has no meaning for a "
-                    "block-causal model, whose KV cache is exact; it is for models "
-                    "with full attention"
-                )
+        refuse_fields(
+            own,
+            FULL_ATTENTION_FIELDS,
+            "has no meaning for a block-causal model, whose KV cache is exact; it is "
+            "for models with full attention",
+        )
+        refuse_fields(own, WINDOW_FIELDS, "is for WeDLM's window that slides")
         if wishes.block_length not in (None, config.block):
             raise ValueError(
                 f"{PREFIX}block_length={wishes.block_length} is not the block size of "

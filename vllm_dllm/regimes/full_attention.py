@@ -7,9 +7,10 @@ from typing import Any
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.params import PREFIX, WINDOW_FIELDS, DllmParams
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.base import Regime
+from vllm_dllm.regimes.fields import refuse_fields
 from vllm_dllm.settled import Decoding
 
 LONGEST_ROUNDING = 128
@@ -17,6 +18,7 @@ LONGEST_ROUNDING = 128
 
 
 class FullAttentionRegime(Regime):
+    causal = False
     has_buffers = False
     has_soft_tokens = False
     forwards_whole = True
@@ -24,6 +26,7 @@ class FullAttentionRegime(Regime):
     def check_wishes(
         self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
     ) -> None:
+        refuse_fields(own, WINDOW_FIELDS, "is for WeDLM's window that slides")
         facts = config.facts
         if facts.eos_token_id is None:
             for name in ("logits_eos_inf", "confidence_eos_eot_inf"):

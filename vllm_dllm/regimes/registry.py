@@ -8,11 +8,13 @@ from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
 from vllm_dllm.regimes.full_attention import FullAttentionRegime
 from vllm_dllm.regimes.seeded import SeededRegime
+from vllm_dllm.regimes.window import WindowRegime
 
 REGIMES: dict[str, Regime] = {
     "block_causal": BlockCausalRegime(),
     "seeded": SeededRegime(),
     "full": FullAttentionRegime(),
+    "window": WindowRegime(),
 }
 OF_RULES: dict[str, dict[str, Regime]] = {
     "d2f": {"full": AfterPromptRegime()},

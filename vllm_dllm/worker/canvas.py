@@ -92,7 +92,9 @@ class Canvas:
             active = active[rows.owner] & (length > 0)
             rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
         column = torch.arange(width, device=slot.device)
-        kept = None if rows is None else self._kept_at(slot, rows.place, column)
+        kept = spans.kept
+        if rows is not None:
+            kept = self._kept_at(slot, rows.place, column)
         tokens = self._of_columns(self.tokens, slot, width, kept)
         in_canvas = (
             active.unsqueeze(1)
@@ -164,14 +166,17 @@ class Canvas:
             return table.values[slot, :width]
         return table.values[slot.unsqueeze(1), kept]
 
-    def scatter(self, batch: CanvasBatch, finished: torch.Tensor) -> None:
-        """Store the blocks after a step; those in `finished` make room for the next.
+    def scatter(
+        self, batch: CanvasBatch, left: torch.Tensor, finished: torch.Tensor
+    ) -> None:
+        """Store the blocks after a step; what was handed out makes room for masks.
 
         Args:
-            finished: [m] bool: every token of the block was handed out.
+            left: [m] int64: the first column that was not handed out.
+            finished: [m] bool: every token of the block was.
         """
         slot, place, width = batch.slot, batch.place, batch.tokens.shape[1]
-        is_mask = batch.masked | finished.unsqueeze(1)
+        is_mask = batch.masked | (batch.column < left.unsqueeze(1))
         tokens = batch.tokens.masked_fill(is_mask, self.mask_token_id)
         for table, values in (
             (self.tokens, tokens),

@@ -16,6 +16,8 @@ class Emission:
     """[n, width of all blocks of a request] int64, left-aligned."""
     count: torch.Tensor
     """[n] int64: how many of them leave."""
+    left: torch.Tensor
+    """[m] int64: the first column that has not left, of each block."""
     finished: torch.Tensor
     """[m] bool: blocks of which every token has left."""
 
@@ -38,7 +40,8 @@ def emit(batch: CanvasBatch, done: torch.Tensor, max_len: torch.Tensor) -> Emiss
         room = max_len[batch.slot] - batch.known
         place = (first.unsqueeze(1) + column) % width
         tokens = batch.tokens.gather(1, place)
-        return Emission(tokens, torch.minimum(count, room), finished)
+        left = first + count
+        return Emission(tokens, torch.minimum(count, room), left, finished)
     return _of_several(batch, count, finished, max_len)
 
 
@@ -70,4 +73,5 @@ def _of_several(
     length = rows.block.unsqueeze(1)
     block = (offset // length).minimum(last)
     tokens = batch.tokens[rows.begin.unsqueeze(1) + block, offset % length]
-    return Emission(tokens, torch.minimum(total, room), finished & leaves)
+    left = batch.first + count
+    return Emission(tokens, torch.minimum(total, room), left, finished & leaves)

@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.worker.embeddings import Embeddings
 from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.slots import Slots
@@ -73,7 +74,9 @@ class DenoisingModelState(ModelState):
         guided request is moved to its own.
         """
         known = req_states.total_len.gpu[input_batch.idx_mapping].long()
-        self.slots.layout.lay_out(input_batch, known).attach(input_batch)
+        spans = self.slots.layout.lay_out(input_batch, known)
+        blocks = self.slots.canvas.tokens.values
+        self.slots.layout.arrange(spans, blocks).attach(input_batch)
 
     def prepare_inputs(
         self, input_batch: InputBatch, req_states: RequestState
@@ -91,7 +94,7 @@ class DenoisingModelState(ModelState):
         token_ids[:] = self.slots.layout.token_ids(
             spans, self.slots.canvas.tokens.values, req_states.all_token_ids.gpu
         )
-        if spans.branches is not None:
+        if spans.branches is not None or spans.place is not None:
             input_batch.positions[:num_tokens] = spans.position
         return self.embeddings.inputs(spans, self.slots.soft, token_ids, padded)
 
@@ -130,5 +133,5 @@ class DenoisingModelState(ModelState):
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
             for_cudagraph_capture=for_capture,
-            causal=False,
+            causal=regime_of(self.slots.config.facts).causal,
         )

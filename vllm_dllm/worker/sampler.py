@@ -224,7 +224,7 @@ class DenoisingSampler:
         if decision.source is not None:
             batch.move(decision.source)
         emission = emit(batch, decision.done, self.canvas.max_len)
-        self.canvas.scatter(batch, emission.finished)
+        self.canvas.scatter(batch, emission.left, emission.finished)
         self.soft.settle(
             batch,
             decision.write,

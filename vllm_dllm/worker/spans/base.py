@@ -127,6 +127,11 @@ class Layout(ABC):
         grids = (self.origin[slot], self.block[slot], self.end[slot])
         return lay_rows(sizes_np, left_np, block_np, grids, first, places)
 
+    def arrange(self, spans: SpanBatch, blocks: torch.Tensor) -> SpanBatch:
+        """The same spans, with the order in which positions of blocks are forwarded if
+        that is not their own; blocks: as in `token_ids`."""
+        return spans
+
     def token_ids(
         self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
     ) -> torch.Tensor:

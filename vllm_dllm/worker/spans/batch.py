@@ -52,7 +52,8 @@ class SpanBatch:
     owner: torch.Tensor
     """[num_tokens] int64: index in the batch of the request that a token belongs to."""
     position: torch.Tensor
-    """[num_tokens] int64: of each token, in the sequence of its branch."""
+    """[num_tokens] int64: of each token, in the sequence of its branch; which page it
+    has is the runner's."""
     first_row: torch.Tensor | None = None
     """First position that a row of the step predicts, the others follow; None where all
     of the block have one."""
@@ -62,6 +63,12 @@ class SpanBatch:
     seeds: torch.Tensor | None = None
     """[n] bool: those of `leads` whose position is not forwarded. What is decided there
     is known after the step, whatever the rule says; None if the regime has none."""
+    kept: torch.Tensor | None = None
+    """[n, width] int64: the column in which each position of the block is kept; None:
+    in its own."""
+    place: torch.Tensor | None = None
+    """[n, width] int64: where each position of the block is forwarded, counted from the
+    known tokens; None: in order."""
     rows: BlockRows | None = None
     """Blocks under denoising; None where each request has the one of `block_start`."""
     adapts: bool = False
