@@ -16,6 +16,7 @@ from vllm_dllm.params import (
     MAX_STEPS,
     NUMERIC_FIELDS,
 )
+from vllm_dllm.regimes import window
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.request import MAX_REMEMBERED, decoding_of, resolve, wishes_of
 from vllm_dllm.settled import Decoding
@@ -242,6 +243,12 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
         meant = "sub_block_threshold"
     if architecture in ("DreamModel", "DiffuLlamaModel") and meant == "entropy":
         meant = "neg_entropy"
+    if facts.attention == "window" and meant == "sequential":
+        meant = "leftmost"
+    elif facts.attention == "window" and meant not in window.RULES:
+        with pytest.raises(ValueError, match=f"{meant!r} is not defined in a window"):
+            resolve({"dllm_algorithm": rule}, config, 64)
+        return
     assert resolve({"dllm_algorithm": rule}, config, 64).algorithm == meant
 
 
