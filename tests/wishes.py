@@ -5,7 +5,7 @@ from typing import Any
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from vllm_dllm.config import DllmConfig, Facts
-from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.decoding.registry import NAMES, get_rule
 
 CONFIG = DllmConfig.build(
     {"block_size": 8, "mask_token_id": 255, "threshold": 0.7, "steps": 4},
@@ -38,7 +38,7 @@ WHOLE = DllmConfig.build(
 def rule_with(parameter: str) -> str:
     """A rule that uses it; any rule for what is no parameter of rules."""
     return next(
-        (rule for rule in RULES if parameter in get_rule(rule).parameters), "threshold"
+        (rule for rule in NAMES if parameter in get_rule(rule).parameters), "threshold"
     )
 
 
