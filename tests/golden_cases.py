@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from tests.reference import (
@@ -44,6 +45,22 @@ OTHER_RULES = {"hf"}
 """Of LLaDA2.2's two schedules the one that is not SGLang's, and not ours."""
 DREAM_MEASURES = {"threshold": "maskgit_plus"}
 """Rules of ours that differ from one of Dream's by more than their measure."""
+
+LLADA22_RULES: list[dict[str, Any]] = [
+    {
+        "algorithm": "joint_threshold_indel",
+        "threshold": 0.3,
+        "edit_threshold": 0.2,
+        "max_post_steps": 3,
+    },
+    {
+        "algorithm": "joint_threshold_indel",
+        "threshold": 0.9,
+        "edit_threshold": 0.0,
+        "max_post_steps": 0,
+    },
+    {"algorithm": "llada2", "threshold": 0.3, "steps": 4},
+]
 
 
 @dataclass(frozen=True)
@@ -180,7 +197,7 @@ class Case:
             )
         if isinstance(model, LLaDA2Moe):
             return llada2_generate.generate(
-                model,
+                Still(model),
                 *request,
                 self.block_length,
                 self.steps,
@@ -244,6 +261,21 @@ class Case:
     def __str__(self) -> str:
         shown = {**asdict(self), "prompt": len(self.prompt), "tokens": None}
         return str({name: value for name, value in shown.items() if value})
+
+
+class Still:
+    """A reference model that predicts no token that moves others (LLaDA2.2)."""
+
+    def __init__(self, model: LLaDA2Moe) -> None:
+        self.model = model
+        extra = model.config.extra
+        names = ("delete_token_id", "split_token_id")
+        self.moves = [extra[name] for name in names if name in extra]
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits = self.model(ids, mask)
+        logits[..., self.moves] = -torch.inf
+        return logits
 
 
 class Guided:
@@ -345,6 +377,18 @@ def new_cases(
             )
             for length in prompt_lengths
             for threshold, sub_block_length in ((0.9, 8), (0.3, 12))
+        ]
+    if checkpoint.startswith("llada22"):
+        return [
+            Case(
+                checkpoint,
+                [rng.randrange(2, MASK) for _ in range(length)],
+                gen_length,
+                block_length,
+                **fields,
+            )
+            for length in prompt_lengths
+            for fields in LLADA22_RULES
         ]
     return [
         Case(

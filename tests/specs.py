@@ -60,6 +60,12 @@ OFFLINE = {
     "editing32": EngineSpec("llada21-pub0", 32),
     "moving8": EngineSpec("llada22-pub1", 8),
     "moving32": EngineSpec("llada22-pub0", 32),
+    # In chunks of 64 tokens, on two ranks.
+    "moving8-tp2": EngineSpec(
+        "llada22-pub1",
+        8,
+        {"tensor_parallel_size": 2, "max_num_batched_tokens": 64},
+    ),
     "sdar16-tight": EngineSpec(
         "sdar-pub1",
         16,
@@ -135,6 +141,7 @@ OFFLINE = {
 SERVERS = {
     "sdar16": EngineSpec("sdar-pub1", 16),
     "editing32": EngineSpec("llada21-pub0", 32),
+    "moving32": EngineSpec("llada22-pub0", 32),
     "llada": EngineSpec(
         "llada-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}, routes=True
     ),

@@ -10,7 +10,7 @@ from tests.specs import TIGHT_MODEL_LEN
 from tests.watchdog import watched
 
 pytestmark = pytest.mark.timeout(300)
-ALL = ("sdar4", "sdar16", "fastdllm2", "llada8", "llada32")
+ALL = ("sdar4", "sdar16", "fastdllm2", "llada8", "llada32", "moving8")
 PAGE = 32
 OUT_OF_ORDER = ("low_confidence_dynamic", "low_confidence_static", "llada2")
 
@@ -63,7 +63,7 @@ def test_an_answer_fills_a_model_length_that_ends_inside_a_block(
         assert output.outputs[0].finish_reason == "length"
 
 
-@uses("sdar16", "fastdllm2", "llada32")
+@uses("sdar16", "fastdllm2", "llada32", "moving8")
 def test_mask_ids_in_a_prompt_are_tokens_like_others(engine: Engine) -> None:
     """A prompt that talks about the mask token must not be decoded itself."""
     cases = []
@@ -148,12 +148,13 @@ def test_golden_tokens_after_preemption(engine: Engine) -> None:
     assert differences(cases, [tokens_of(o) for o in outputs]) == []
 
 
-@uses("fastdllm2")
+@uses("fastdllm2", "moving8")
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_golden_tokens_when_all_are_preempted_again_and_again(
     engine: Engine, every: int
 ) -> None:
-    """A token that begins a block is decided by a row whose KV was there already."""
+    """A token that begins a block is decided by a row whose KV was there already; what
+    a rule remembers of a block is on the worker alone."""
     cases = cases_of(engine)
     outputs = engine.ask_preempting([(case, {}) for case in cases], every)
     assert differences(cases, [tokens_of(output) for output in outputs]) == []
@@ -192,7 +193,7 @@ def test_long_answers_after_many_preemptions(engine: Engine) -> None:
 # Neighbours
 
 
-@uses("sdar16", "fastdllm2", "llada32")
+@uses("sdar16", "fastdllm2", "llada32", "moving8")
 def test_tokens_do_not_depend_on_the_neighbours(engine: Engine) -> None:
     """Rules, steps and thresholds are per request, in whatever batch it runs."""
     cases = fresh_cases(engine, [1, 15, 40, 70], 50)[:8]

@@ -82,7 +82,7 @@ def test_an_answer_ends_with_a_stop_token_inside_a_block(engine: Engine) -> None
         assert output.outputs[0].stop_reason == stop
 
 
-@uses("editing8", "editing32")
+@uses("editing8", "editing32", "moving8")
 def test_editing_mixes_with_rules_that_do_not_edit(engine: Engine) -> None:
     """One rule's blocks wait until they are done, the other's leave token by token."""
     editing = cases_of(engine)

@@ -77,7 +77,7 @@ def check_following(
     assert check_as_cold(engine, following) == [END - PAGE] * len(cases)
 
 
-@uses("sdar4", "sdar16", "fastdllm2", "llada32")
+@uses("sdar4", "sdar16", "fastdllm2", "llada32", "moving8")
 def test_the_last_page_of_an_answer_is_not_shared(engine: Engine) -> None:
     """Its last forward still had masks in it; vLLM 0.33 shares it all the same."""
     cases = begun_cases(engine)

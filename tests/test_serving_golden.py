@@ -17,7 +17,7 @@ from tests.specs import SERVER_BUDGET
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
-ALL = ("sdar16", "editing32", *FULL_ATTENTION, "wedlm")
+ALL = ("sdar16", "editing32", "moving32", *FULL_ATTENTION, "wedlm")
 CLIENTS = 16
 
 
