@@ -74,6 +74,8 @@ SAMPLING: list[dict[str, Any]] = [
 @uses("moving8")
 def test_no_wish_brings_what_moves_tokens_into_an_answer(engine: Engine) -> None:
     """They have no text; and one that is the likeliest in every step still ends."""
+    from vllm.sampling_params import RequestOutputKind
+
     cases = [random_case(engine, seed) for seed in range(12)]
     others = [
         replace(case, algorithm="threshold", edit_threshold=None, max_post_steps=None)
@@ -83,7 +85,13 @@ def test_no_wish_brings_what_moves_tokens_into_an_answer(engine: Engine) -> None
         (
             case,
             SAMPLING[number % len(SAMPLING)]
-            | {"seed": number, "ignore_eos": True, "logprobs": 4},
+            | {
+                "seed": number,
+                "ignore_eos": True,
+                "logprobs": 4,
+                # Both answers of a request in one piece.
+                "output_kind": RequestOutputKind.FINAL_ONLY,
+            },
         )
         for number, case in enumerate([*cases, *others])
     ]
@@ -117,5 +125,7 @@ def test_what_has_no_meaning_with_moves_is_refused(
     """A wish that is accepted and ignored is worse than a refusal."""
     case = cases_of(engine)[0]
     extra_args = {f"dllm_{name}": value for name, value in fields.items()}
-    with pytest.raises(ValueError, match=message):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match=message):
         engine.ask_each([(case, {**sampling, "extra_args": extra_args})])
