@@ -21,13 +21,14 @@ from tests.worker.desk import Desk, Running
 from vllm_dllm.decoding.base import CanvasStep
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.params import MAX_BUFFER_SIZE, MAX_STEPS
-from vllm_dllm.request import decoding_of, plan_of
+from vllm_dllm.request import MAX_REMEMBERED, decoding_of, plan_of
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.slots import Slots
 
-MODELS = ["sdar-pub0", "llada-pub0", "dream-pub0"]
-"""Golden checkpoints: block-causal, full attention, and that with shifted logits."""
+MODELS = ["sdar-pub0", "llada22-pub1", "llada-pub0", "dream-pub0"]
+"""Golden checkpoints: block-causal, with moves too, full attention, and that with
+shifted logits."""
 EVERY_FILTER = {
     "temperature": 1.0,
     "top_k": 5,
@@ -91,7 +92,7 @@ class AcceptingDesk(Desk):
         for table in (slots.canvas.tokens, slots.canvas.decided_at):
             assert table.values.shape[1] <= longest + 1
         for memory in slots.rules.memory.values():
-            assert max(memory.values.shape[1:]) <= MAX_LEN
+            assert memory.values[0].numel() <= MAX_REMEMBERED
         assert slots.rules.time.shape[1] <= max(MAX_STEPS, MAX_LEN)
         for kept in slots.logprobs.kept.values():
             assert kept.logprobs.shape[0] <= MAX_LEN
@@ -125,10 +126,10 @@ class AcceptingDesk(Desk):
         assert ((asked.confidence >= 0) & (asked.confidence <= 1.001))[wanted].all()
         chosen = asked.candidate[wanted]
         assert ((chosen >= 0) & (chosen < VOCAB) & (chosen != self.mask)).all()
-        # Only Dream's rules may let a step pass by.
+        # Only Dream's rules may let a step pass by, and those that may delete.
         for index, rule in enumerate(rules):
             masked = asked.masked[list(batch.blocks_of(index))]
-            if "time" not in get_rule(rule).needs and masked.any():
+            if not get_rule(rule).needs & {"time", "moves"} and masked.any():
                 assert (masked & ~batch.masked[list(batch.blocks_of(index))]).any()
         if (told := step.output.logprobs_tensors) is not None:
             assert not told.logprobs.isnan().any()

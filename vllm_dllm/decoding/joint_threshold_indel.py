@@ -117,7 +117,7 @@ class JointThresholdIndel:
         assert canvas.another is not None
         unsure = best(-canvas.confidence, changed, changed.any(dim=1).long())
         column = unsure.long().argmax(dim=1)
-        written = canvas.memory["indel_written"][torch.arange(len(column)), column]
+        written = canvas.memory["indel_written"][rows_of(column), column]
         taken = written.long().masked_fill(~past, NEVER)
         other = canvas.another(column, taken).unsqueeze(1)
         return torch.where(unsure & loops.unsqueeze(1), other, tokens)
@@ -153,13 +153,18 @@ def follow(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return values.gather(1, source.clamp(min=0)) & (source >= 0)
 
 
+def rows_of(index: torch.Tensor) -> torch.Tensor:
+    """[n] int64: 0 to n - 1."""
+    return torch.arange(len(index), device=index.device)
+
+
 def at(memory: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """[n, block]: what [n, block, steps] holds of a step, [n] int64."""
-    return memory[torch.arange(len(step)), :, step]
+    return memory[rows_of(step), :, step]
 
 
 def remember(memory: torch.Tensor, step: torch.Tensor, values: torch.Tensor) -> None:
-    memory[torch.arange(len(step)), :, step] = values.to(memory.dtype)
+    memory[rows_of(step), :, step] = values.to(memory.dtype)
 
 
 def without_original(
