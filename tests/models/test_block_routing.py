@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.engine_config import resolved
 from tests.engines import OneAtATime
 from tests.golden_cases import GOLDEN, golden_cases
 from tests.reference.llada2_moe import Gate, LLaDA2Moe
@@ -66,14 +67,11 @@ def test_a_compiled_model_is_not_told_of_the_length_of_a_batch() -> None:
     assert len(traced) == 1
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize("block", [4, 12])
-def test_blocks_that_tear_those_of_the_checkpoint_are_refused(
-    block: int, running: OneAtATime
-) -> None:
+def test_blocks_that_tear_those_of_the_checkpoint_are_refused(block: int) -> None:
     """Tokens would share experts with half of a block, and be others."""
     with pytest.raises(ValueError, match=rf"block_size={block}: .*allowed: 8 and"):
-        running.engine(EngineSpec(BASE, block))
+        resolved(BASE, block_size=block)
 
 
 @pytest.mark.engine

@@ -17,6 +17,43 @@ def test_the_family_speaks_when_the_checkpoint_does_not() -> None:
     assert (config.block_size, config.threshold, config.steps) == (32, 0.95, 32)
 
 
+def test_a_later_checkpoint_of_a_family_is_decoded_by_its_own_rule() -> None:
+    """LLaDA2.2 is told from 2.1 by a field alone, and would be decoded as that."""
+    config = resolved("llada22-pub1")
+    assert config.algorithm == "joint_threshold_indel" and config.block_size == 8
+    assert (config.threshold, config.edit_threshold) == (0.5, 0.0)
+    assert config.max_post_steps == 16
+    assert config.facts.moves == (253, 254)
+    assert resolved("llada21-pub0").algorithm == "threshold"
+    assert resolved("llada21-pub0").facts.moves is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("delete_token_id", 256),
+        ("split_token_id", -1),
+        ("split_token_id", 255),
+        ("split_token_id", 253),
+        ("delete_token_id", "253"),
+    ],
+)
+def test_what_cannot_move_tokens_is_refused(
+    tmp_path: Path, field: str, value: Any
+) -> None:
+    """A column that the logits do not have ends the engine; the mask is taken."""
+    folder = derived(tmp_path / "model", "llada22-pub1", **{field: value})
+    with pytest.raises(ValueError, match=rf"{field}={value!r}; allowed: 0 to 255"):
+        resolved(folder)
+
+
+def test_a_servers_rule_that_moves_tokens_needs_a_model_that_does() -> None:
+    """Every request would be refused, and the operator hear of it from users."""
+    with pytest.raises(ValueError, match="joint_threshold_indel' is for checkpoints"):
+        resolved("llada21-pub0", algorithm="JointThresholdInDel")
+    assert resolved("llada22-pub1", algorithm="threshold").algorithm == "threshold"
+
+
 def test_the_checkpoint_wins_over_the_family() -> None:
     """A model trained with blocks of 16 answers badly in blocks of 4."""
     assert resolved("sdar-pub0").block_size == 4
