@@ -60,12 +60,10 @@ OFFLINE = {
     "editing32": EngineSpec("llada21-pub0", 32),
     "moving8": EngineSpec("llada22-pub1", 8),
     "moving32": EngineSpec("llada22-pub0", 32),
-    # In chunks of 64 tokens, on two ranks.
-    "moving8-tp2": EngineSpec(
-        "llada22-pub1",
-        8,
-        {"tensor_parallel_size": 2, "max_num_batched_tokens": 64},
+    "moving8-small-steps": EngineSpec(
+        "llada22-pub1", 8, {"max_num_batched_tokens": 64}
     ),
+    "moving8-tp2": EngineSpec("llada22-pub1", 8, {"tensor_parallel_size": 2}),
     "sdar16-tight": EngineSpec(
         "sdar-pub1",
         16,

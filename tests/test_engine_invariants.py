@@ -76,7 +76,10 @@ def test_mask_ids_in_a_prompt_are_tokens_like_others(engine: Engine) -> None:
 # Chunked prefill
 
 
-@uses("sdar16-tight", "fastdllm2-tight", "llada32-small-steps")
+@uses(
+    *("sdar16-tight", "fastdllm2-tight"),
+    *("llada32-small-steps", "moving8-small-steps"),
+)
 def test_golden_tokens_with_64_tokens_in_a_step(engine: Engine) -> None:
     """Prompts come in chunks, and canvases do not all fit into one step."""
     cases = cases_of(engine)
