@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from tests.reference import (
@@ -46,19 +45,10 @@ OTHER_RULES = {"hf"}
 DREAM_MEASURES = {"threshold": "maskgit_plus"}
 """Rules of ours that differ from one of Dream's by more than their measure."""
 
+INDEL = {"algorithm": "joint_threshold_indel"}
 LLADA22_RULES: list[dict[str, Any]] = [
-    {
-        "algorithm": "joint_threshold_indel",
-        "threshold": 0.3,
-        "edit_threshold": 0.2,
-        "max_post_steps": 3,
-    },
-    {
-        "algorithm": "joint_threshold_indel",
-        "threshold": 0.9,
-        "edit_threshold": 0.0,
-        "max_post_steps": 0,
-    },
+    INDEL | {"threshold": 0.3, "edit_threshold": 0.2, "max_post_steps": 3},
+    INDEL | {"threshold": 0.9, "edit_threshold": 0.0, "max_post_steps": 0},
     {"algorithm": "llada2", "threshold": 0.3, "steps": 4},
 ]
 
@@ -197,7 +187,7 @@ class Case:
             )
         if isinstance(model, LLaDA2Moe):
             return llada2_generate.generate(
-                Still(model),
+                llada2_generate.Still(model),
                 *request,
                 self.block_length,
                 self.steps,
@@ -261,21 +251,6 @@ class Case:
     def __str__(self) -> str:
         shown = {**asdict(self), "prompt": len(self.prompt), "tokens": None}
         return str({name: value for name, value in shown.items() if value})
-
-
-class Still:
-    """A reference model that predicts no token that moves others (LLaDA2.2)."""
-
-    def __init__(self, model: LLaDA2Moe) -> None:
-        self.model = model
-        extra = model.config.extra
-        names = ("delete_token_id", "split_token_id")
-        self.moves = [extra[name] for name in names if name in extra]
-
-    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
-        logits = self.model(ids, mask)
-        logits[..., self.moves] = -torch.inf
-        return logits
 
 
 class Guided:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from tests.reference.llada2_moe import LLaDA2Moe
 from tests.reference.masks import block_causal
 
 
@@ -83,3 +84,18 @@ def accept_step(
         best = confidence.topk(min(quota, int(masked.sum()))).indices
         accepted = torch.zeros_like(masked).index_fill(0, best, True)
     window[accepted] = token[accepted]
+
+
+class Still:
+    """A reference model that predicts no token that moves others (LLaDA2.2)."""
+
+    def __init__(self, model: LLaDA2Moe) -> None:
+        self.model = model
+        extra = model.config.extra
+        names = ("delete_token_id", "split_token_id")
+        self.moves = [extra[name] for name in names if name in extra]
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits = self.model(ids, mask)
+        logits[..., self.moves] = -torch.inf
+        return logits
