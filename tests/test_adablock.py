@@ -102,3 +102,12 @@ def test_a_block_leaves_when_all_of_it_is_decoded(engine: Engine) -> None:
         while core.has_unfinished_requests():
             pieces += [len(tokens_of(output)) for output in core.step()]
         assert pieces == list(case.blocks), str(case)
+
+
+@uses("llada-tp2", "dream-tp2")
+def test_the_ranks_and_the_scheduler_end_a_block_alike(engine: Engine) -> None:
+    """Its end travels to the process of the scheduler with a rank's output."""
+    cases = random_cases(engine, 4, 15)
+    outputs = engine.ask(cases)
+    assert failures(cases, outputs) == []
+    assert too_many_forwards(cases, list(map(engine.forwards, outputs))) == []
