@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.reference.dream import Dream
 from tests.reference.dream_generate import shifted
 from tests.reference.llada_generate import new_cache, span
+from tests.reference.llada_moe import LLaDAMoE
 
 
 class Answer(NamedTuple):
@@ -47,7 +48,7 @@ def generate(
         delimiter_threshold: None for blocks of the default length.
         suffix: known tokens that follow the answer.
     """
-    shifts = isinstance(model, Dream)
+    shifts = isinstance(model, Dream) and not isinstance(model, LLaDAMoE)
     canvas = torch.tensor([*prompt, *[mask_id] * gen_length, *suffix])
     stop = len(prompt) + gen_length
     masked = torch.zeros(len(canvas), dtype=torch.bool)
