@@ -21,6 +21,7 @@ from tests.reference import (
     joint_threshold_indel,
     llada2_generate,
     llada_generate,
+    nemotron_generate,
     sdar_generate,
     wedlm_generate,
 )
@@ -30,13 +31,14 @@ from tests.reference.fast_dllm_v2 import FastDLLMv2
 from tests.reference.kv_cache import Cache
 from tests.reference.llada import LLaDA
 from tests.reference.llada2_moe import LLaDA2Moe
+from tests.reference.nemotron import Nemotron
 from tests.reference.sdar import SDAR
 from tests.reference.wedlm import WeDLM
 
 GOLDEN = Path(__file__).parent / "golden"
 MASK, EOS = 255, 1
 
-RULES = {"llada2": "threshold"}
+RULES = {"llada2": "threshold", "quota": "low_confidence"}
 """Names in the case files that are not one of ours, nor an alias."""
 RENAMED = {"small_block_length": "sub_block_length"}
 """Fields of the case files that have another name here."""
@@ -69,6 +71,7 @@ class Case:
     edit_threshold: float | None = None
     max_post_steps: int | None = None
     sub_block_length: int | None = None
+    causal_context: bool = True
     factor: float | None = None
     eps: float | None = None
     window: int | None = None
@@ -95,7 +98,9 @@ class Case:
     @property
     def ignore_eos(self) -> bool:
         """Whether the authors' code goes on after an end token."""
-        return not self.checkpoint.startswith(("llada2", "fastdllm2", "wedlm"))
+        return not self.checkpoint.startswith(
+            ("llada2", "fastdllm2", "nemotron", "wedlm")
+        )
 
     @property
     def full_attention(self) -> bool:
@@ -107,6 +112,12 @@ class Case:
     def is_deterministic(self) -> bool:
         """Whether every server must answer so; else those with the same lots."""
         return self.reveals is None or len(self.reveals) == 1
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether we do what was asked for: Fast-dLLM v2's block cache we lack, and
+        Nemotron's prompts that see themselves whole."""
+        return self.cache != "block" and self.causal_context
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -129,6 +140,8 @@ class Case:
                 "dllm_entropy_threshold": self.entropy_threshold or 0.0,
                 "dllm_pos_penalty_factor": self.pos_penalty_factor,
             }
+        if self.checkpoint.startswith("nemotron"):
+            fields["dllm_block_length"] = self.block_length
         if self.full_attention:
             fields |= {
                 "dllm_block_length": self.block_length,
@@ -163,6 +176,17 @@ class Case:
                 entropy_threshold=self.entropy_threshold,
                 pos_penalty_factor=self.pos_penalty_factor,
                 stop_id=EOS,
+            )
+        if isinstance(model, Nemotron):
+            assert self.block_length is not None
+            return nemotron_generate.generate(
+                model,
+                *request,
+                1 if self.algorithm == "linear_spec" else self.block_length,
+                self.threshold,
+                MASK,
+                EOS,
+                self.steps,
             )
         if isinstance(model, SDAR):
             return sdar_generate.generate(
@@ -274,10 +298,11 @@ class Guided:
         return prior + (self.case.cfg_scale + 1) * away
 
 
-Model = SDAR | FastDLLMv2 | LLaDA2Moe | LLaDA | Dream | WeDLM
+Model = SDAR | FastDLLMv2 | Nemotron | LLaDA2Moe | LLaDA | Dream | WeDLM
 MODELS: dict[str, type[Model]] = {
     "sdar": SDAR,
     "fastdllm2": FastDLLMv2,
+    "nemotron": Nemotron,
     "llada2": LLaDA2Moe,
     "llada-": LLaDA,
     "dream": Dream,
@@ -300,13 +325,13 @@ def model_class(checkpoint: str) -> type[Model]:
 
 
 def golden_cases(checkpoint: str, block_length: int | None = None) -> list[Case]:
-    """Those with that block length; None for all. Without those drawn by lot, and those
-    of Fast-dLLM v2's block cache, which we lack."""
+    """Those with that block length; None for all. Without those drawn by lot, and what
+    we do not do."""
     return [
         case
         for case in recorded_cases(checkpoint)
         if case.is_deterministic
-        and case.cache != "block"
+        and case.is_computed
         and block_length in (None, case.block_length)
     ]
 

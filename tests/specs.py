@@ -94,6 +94,20 @@ OFFLINE = {
         },
     ),
     "fastdllm2-tp2": EngineSpec("fastdllm2-pub0", 32, {"tensor_parallel_size": 2}),
+    "nemotron": EngineSpec("nemotron-pub0", options=LORA),
+    # Prompts come in parts, and blocks wait for one another.
+    "nemotron-tight": EngineSpec(
+        "nemotron-pub0",
+        options={
+            "max_model_len": TIGHT_MODEL_LEN,
+            "max_num_batched_tokens": 48,
+        },
+    ),
+    "nemotron-few-pages": EngineSpec(
+        "nemotron-pub0",
+        options={"max_model_len": TIGHT_MODEL_LEN, "num_gpu_blocks_override": 12},
+    ),
+    "nemotron-tp2": EngineSpec("nemotron-pub0", options={"tensor_parallel_size": 2}),
     "sdar16-tp2": EngineSpec("sdar-pub1", 16, {"tensor_parallel_size": 2}),
     "llada32-tp2": EngineSpec("llada20-pub0", 32, {"tensor_parallel_size": 2}),
     # Full attention: requests choose their block length.

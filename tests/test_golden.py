@@ -16,8 +16,8 @@ pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
 ALL = (
     *("sdar4", "sdar16", "fastdllm2", "llada8", "llada32"),
-    *("editing8", "editing32", "moving8", "moving32", *FULL_ATTENTION, "diffullama"),
-    *("adablock-llada", "adablock-dream", "wedlm"),
+    *("nemotron", "editing8", "editing32", "moving8", "moving32"),
+    *(*FULL_ATTENTION, "diffullama", "adablock-llada", "adablock-dream", "wedlm"),
 )
 
 
@@ -72,7 +72,7 @@ def test_an_answer_ends_with_its_first_end_token(engine: Engine) -> None:
     assert sum(map(engine.forwards, outputs)) < sum(case.nfe for case in cases)
 
 
-@uses("sdar16", "fastdllm2", *FULL_ATTENTION)
+@uses("sdar16", "fastdllm2", "nemotron", *FULL_ATTENTION)
 def test_an_answer_ends_with_a_stop_token_inside_a_block(engine: Engine) -> None:
     """A step emits several tokens: those after a stop token must be cut off."""
     for case in cases_of(engine)[::2]:

@@ -236,7 +236,10 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
         with pytest.raises(ValueError, match="'dmax' is for block-causal models"):
             resolve({"dllm_algorithm": rule}, config, 64)
         return
-    inclusive = facts.full_attention or architecture == "StableDiffcoderForCausalLM"
+    inclusive = facts.full_attention or architecture in (
+        "StableDiffcoderForCausalLM",
+        "NemotronLabsDiffusionModel",
+    )
     if inclusive and meant == "threshold":
         meant = "confidence_threshold"
     if architecture == "Fast_dLLM_QwenForCausalLM" and meant == "threshold":

@@ -19,12 +19,12 @@ from vllm_dllm.span import (
     FullAttention,
     Grid,
     Plan,
-    Seeded,
     Sliding,
     Span,
     Window,
     full_attention_grid,
 )
+from vllm_dllm.span_seeded import Seeded, SeededCausal
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.registry import LAYOUTS
@@ -193,6 +193,7 @@ def test_a_page_holds_whole_blocks(block: int, granularity: int) -> None:
 ATTENTION: dict[type, str] = {
     BlockCausal: "block_causal",
     Seeded: "seeded",
+    SeededCausal: "seeded_causal",
     FullAttention: "full",
     Window: "window",
 }

@@ -7,8 +7,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_span import BlockCausalRequest, blocks
-from vllm_dllm.span import UNBOUNDED, Grid, Seeded, Span
+from tests.test_span import BlockCausalRequest, PlayedRequest, blocks
+from vllm_dllm.span import UNBOUNDED, Grid, Span
+from vllm_dllm.span_seeded import Seeded, SeededCausal
 
 
 @dataclass
@@ -25,22 +26,56 @@ class SeededRequest(BlockCausalRequest):
         self.final = set(range(self.computed))
 
     def finish(self, got: Span, random: Random) -> None:
-        border = self.plan.grid.start_of(self.known) == self.known
-        if not got.canvas or got.end > got.known:
-            assert not (got.canvas and border), "a canvas that misses its first token"
+        if not decides_seed(self, got):
             super().finish(got, random)
-            return
-        assert border and got.canvas == 1
-        assert got.start < got.known == got.end, "no row predicts the seed"
-        self.seeds.append(self.known)
-        self.emitted.append(self.known)
-        self.masks.remove(self.known)
-        self.known += 1
-        self.step += 1
-        self.worker.check(got, self.known)
-        self.computed = self.plan.next_start(got, self.known)
-        if self.plan.grid.start_of(self.known) == self.known:
-            self.start_block()  # of one token
+
+
+def decides_seed(request: PlayedRequest, got: Span) -> bool:
+    """Take the step, if it is one that decides the first token of a block."""
+    grid, known = request.plan.grid, request.known
+    border = grid.start_of(known) == known
+    if not got.canvas or not got.is_known:
+        assert not (got.canvas and border), "a canvas that misses its first token"
+        return False
+    assert border and got.canvas == 1
+    assert got.start < got.known == got.end, "no row predicts the seed"
+    request.seeds.append(known)
+    request.emitted.append(known)
+    request.masks.remove(known)
+    request.known += 1
+    request.step += 1
+    request.worker.check(got, request.known)
+    request.computed = request.plan.next_start(got, request.known)
+    if grid.start_of(request.known) == request.known < request.end:
+        request.start_block()  # of one token
+    return True
+
+
+@dataclass
+class CausalRequest(PlayedRequest):
+    seeds: list[int] = field(default_factory=list)
+    causal: set[int] = field(default_factory=set)
+    """Positions whose KV was written from known tokens alone."""
+
+    def preempt(self) -> None:
+        super().preempt()
+        self.causal.clear()
+
+    def forward(self, budget: int, random: Random) -> None:
+        start = self.plan.grid.start_of(self.known)
+        wanted = self.plan.span(self.computed, self.known, None)
+        got = self.plan.clip(wanted, budget)
+        assert got.length, "a step that forwards nothing is repeated for ever"
+        assert self.causal >= set(range(got.start)), "reads KV that is not final"
+        forwarded = set(range(got.start, got.end))
+        if got.is_known:
+            self.causal |= forwarded
+        else:
+            assert (got.start, got.end) == (start, self.plan.grid.end_of(self.known))
+            self.causal -= forwarded
+        if not decides_seed(self, got):
+            self.finish(got, random)
+        assert set(range(self.computed)) <= self.causal
 
 
 @given(
@@ -87,3 +122,39 @@ def test_a_seed_costs_the_answer_one_forward_a_block() -> None:
     assert plan.span(64, 65) == Span(64, 96, 65, 31)
     assert plan.span(0, 70) == Span(0, 96, 70, 26)
     assert plan.clip(plan.span(0, 64), 40) == Span(0, 32, 64, 0)
+
+
+@given(
+    block=blocks,
+    prompt=st.integers(1, 100),
+    answer=st.integers(1, 60),
+    random=st.randoms(use_true_random=False),
+    preemptions=st.integers(0, 4),
+    data=st.data(),
+)
+def test_over_a_causal_model_blocks_begin_where_the_prompt_ends(
+    block: int,
+    prompt: int,
+    answer: int,
+    random: Random,
+    preemptions: int,
+    data: st.DataObject,
+) -> None:
+    """KV that was written while a block had masks, or saw what follows it, is not that
+    of the causal model."""
+    steps = data.draw(st.integers(1, block), label="steps")
+    end = prompt + answer
+    plan = SeededCausal(Grid(prompt, block, end))
+    request = CausalRequest(plan, steps, prompt, end)
+    num_blocks = ceil(answer / block)
+    limit = num_blocks * (steps + 1) + (preemptions + 1) * (end // block + 1)
+    forwards = 0
+    while request.known < end:
+        if preemptions and random.random() < 0.2:
+            preemptions -= 1
+            request.preempt()
+        request.forward(random.randint(block, 6 * block), random)
+        forwards += 1
+        assert forwards <= limit, "does not end"
+    assert request.emitted == list(range(prompt, end))
+    assert request.seeds == list(range(prompt, end, block))

@@ -15,6 +15,7 @@ from tests.engines import Engine, Request, tokens_of, uses, uses_server
 from tests.full_attention import CACHES
 from tests.golden_cases import EOS, MASK, Case, golden_cases, reference_model
 from tests.reference.masks import block_causal
+from tests.reference.nemotron_generate import causal_but_for
 from tests.servers import Server
 from tools.tiny import tokenizer
 from vllm_dllm.span import round_up
@@ -22,6 +23,8 @@ from vllm_dllm.span import round_up
 pytestmark = pytest.mark.timeout(400)
 WORDS = range(10, 20)
 """Tokens of which none is the beginning of another: there is no token w1."""
+WHOLE = 32
+"""The block of Nemotron-Labs-Diffusion."""
 Words = list[list[int]]
 """For each position of an answer the tokens that may stand there."""
 
@@ -69,7 +72,12 @@ def best_answer(engine: Engine, prompt: list[int], words: Words) -> list[int]:
     shift = int(engine.spec.checkpoint.startswith(("dream", "fastdllm2")))
     ids = list(prompt)
     for some in [*words, [EOS]]:
-        if block:
+        if engine.spec.checkpoint.startswith("nemotron"):
+            start = len(prompt) + (len(ids) - len(prompt)) // WHOLE * WHOLE
+            shift = int(len(ids) == start)
+            end = start if shift else start + WHOLE
+            args = (causal_but_for(start, end),)
+        elif block:
             end = (len(ids) // block + 1) * block
             args = (block_causal(end, block),)
         else:
@@ -83,7 +91,15 @@ def best_answer(engine: Engine, prompt: list[int], words: Words) -> list[int]:
     return ids[len(prompt) :]
 
 
-@uses("sdar4", "sdar16", "fastdllm2", "llada32", "llada", "dream", "sdar16-tp2")
+@uses(
+    "sdar4",
+    "sdar16",
+    "fastdllm2",
+    "llada32",
+    "llada",
+    "dream",
+    "sdar16-tp2",
+)
 def test_of_what_a_grammar_allows_the_best_is_answered(engine: Engine) -> None:
     """Bits of another request, or for another position, would exclude other tokens;
     and those without a grammar must not notice."""

@@ -30,10 +30,13 @@ class Facts(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
-    attention: Literal["block_causal", "seeded", "full", "window"] = "block_causal"
+    attention: Literal["block_causal", "seeded", "seeded_causal", "full", "window"] = (
+        "block_causal"
+    )
     """What a position sees: its own block and those before it; the whole canvas; or
     what goes before it in a window that slides. "seeded" is block-causal, and a block
-    begins with the token after the one before."""
+    begins with the token after the one before; "seeded_causal" also, and sees itself
+    only while it is denoised."""
     shifted_logits: bool = False
     """Whether the row of position p predicts position p + 1."""
     clean_confidence: bool = False

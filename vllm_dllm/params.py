@@ -150,8 +150,8 @@ class DllmParams(RuleParams):
     max_nfe: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of denoising forwards after which the request ends ("length")."""
     block_length: int | None = Field(default=None, ge=1, le=MAX_COUNT)
-    """Diffusion block size. Free with full attention, where None is the whole answer;
-    otherwise only the server's own is possible."""
+    """Diffusion block size. Free with full attention, where None is the whole answer,
+    and for Nemotron-Labs-Diffusion; otherwise only the server's own is possible."""
     window: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """WeDLM: how many positions right of the known tokens are decoded at once."""
     cache: CachePolicy = "none"

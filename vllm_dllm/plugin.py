@@ -29,11 +29,26 @@ def add_to_vllm() -> str | None:
         return f"it supports vLLM {SUPPORTED}, and this is another one"
     from vllm_dllm import compat
 
+    step_back()
     if gone := compat.missing():
         return f"this vLLM lacks {', '.join(gone)}"
     compat.change_vllm()
     register_models()
     return None
+
+
+def step_back() -> None:
+    """Leave to vLLM what it has come to serve itself."""
+    from vllm import ModelRegistry
+
+    from vllm_dllm.models.registry import FAMILIES
+
+    for architecture, family in list(FAMILIES.items()):
+        served = ModelRegistry.models.get(architecture)
+        module = getattr(served, "module_name", None)
+        if family.steps_back and module and not family.model.startswith(module):
+            del FAMILIES[architecture]
+            logger.info("%s is served by vLLM itself, not by vllm-dllm", architecture)
 
 
 def register_models() -> None:

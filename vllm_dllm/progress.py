@@ -3,8 +3,9 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
@@ -40,13 +41,20 @@ class Progress:
 class StepPlan:
     """What was planned for a step: it comes back with the step's `SchedulerOutput`.
 
-    It is for the scheduler alone; to workers in other processes it goes empty.
+    The spans are for the scheduler alone; to workers in other processes go none.
     """
 
     spans: dict[str, Span]
     """By request id."""
+    known: frozenset[str] = frozenset()
+    """The requests of which only known tokens are forwarded."""
     started: float = 0.0
     """When the plan was begun."""
+
+    @classmethod
+    def plan(cls, spans: dict[str, Span]) -> Self:
+        known = (req_id for req_id, span in spans.items() if span.is_known)
+        return cls(spans, frozenset(known))
 
     def attach(self, output: SchedulerOutput) -> None:
         output.dllm_plan = self
@@ -56,8 +64,23 @@ class StepPlan:
         plan: StepPlan = output.dllm_plan
         return plan
 
-    def __reduce__(self) -> tuple[type["StepPlan"], tuple[dict[str, Span]]]:
-        return StepPlan, ({},)
+    def tell(self, input_batch: Any) -> None:
+        """Say to the worker what it needs before the device knows it."""
+        known = [req_id in self.known for req_id in input_batch.req_ids]
+        input_batch.dllm_known_np = np.array(known, dtype=bool)
+
+    @staticmethod
+    def known_np(input_batch: Any) -> np.ndarray:
+        """[n] bool: of which requests only known tokens are forwarded; none of a
+        dummy batch."""
+        nobody = np.zeros(1, dtype=bool)
+        known_np: np.ndarray = getattr(input_batch, "dllm_known_np", nobody)
+        return known_np
+
+    def __reduce__(
+        self,
+    ) -> tuple[type["StepPlan"], tuple[dict[str, Span], frozenset[str]]]:
+        return StepPlan, ({}, self.known)
 
 
 Followed = Mapping[str, tuple[Request, Progress]]

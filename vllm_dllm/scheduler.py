@@ -86,7 +86,10 @@ class BlockDiffusionScheduler(Scheduler):
         ends_prefill = num_computed_tokens + num_new_tokens == request.num_tokens
         if (is_new and ends_prefill) or self.regime.forwards_whole:
             budget = min(wanted.length, self.unplanned_tokens)
-        length = plan.clip(wanted, budget).length
+        planned = plan.clip(wanted, budget)
+        # Read where vLLM shares pages (compat/pages.py).
+        request.dllm_final = plan.next_start(planned, request.num_tokens)
+        length = planned.length
         self.unplanned_tokens -= length
         if is_new and length == 0:
             # vLLM 0.33 looks at the requests behind it: none may overtake it, or it
@@ -108,7 +111,7 @@ class BlockDiffusionScheduler(Scheduler):
                 drafts[req_id] = [-1] * min(planned.canvas, self.num_spec_tokens)
             else:
                 drafts.pop(req_id, None)
-        StepPlan(spans).attach(scheduler_output)
+        StepPlan.plan(spans).attach(scheduler_output)
         super()._update_after_schedule(scheduler_output)
 
     def update_from_output(
@@ -134,6 +137,12 @@ class BlockDiffusionScheduler(Scheduler):
             self._set_computed(request)
             mark = progress.plan.mark(planned, progress.mark)
             progress.mark = report.marks.get(req_id, mark)
+            if self.regime.rewrites_known:
+                # Were its pages lost now, those of others that hold a part of its block
+                # would be found, and written.
+                unfinished = not planned.is_known
+                own_wish = request.get_skip_reading_prefix_cache()
+                request.skip_reading_prefix_cache = unfinished or own_wish
             if planned.canvas and progress.is_spent:
                 self._end(request, outputs)
         for req_id, draft in annotate(outputs, followed, step, report).items():

@@ -58,6 +58,11 @@ class Span(NamedTuple):
     """Only what lies before it may be forwarded in parts."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether only known tokens are forwarded."""
+        return self.end <= self.known
+
+    @property
     def length(self) -> int:
         """Number of tokens forwarded. A refresh of both branches also forwards what
         lies between them, so that its pages are in one piece."""
@@ -131,20 +136,6 @@ class BlockCausal(NamedTuple):
 
     def mark(self, span: Span, mark: int | None) -> None:
         return None
-
-
-class Seeded(BlockCausal):
-    """Block-causal, where a block does not begin with masks alone: its first token, the
-    *seed*, is the one that follows the block before it.
-
-    So the step that makes a block final forwards no canvas, and its last row decides
-    the seed. The steps of the next block see it.
-    """
-
-    def span(self, computed: int, known: int, mark: int | None = None) -> Span:
-        if self.grid.start_of(known) == known:
-            return Span(computed, known, known, canvas=1)
-        return super().span(computed, known)
 
 
 class Buffered(NamedTuple):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from vllm_dllm.compat.band import SUPPORTED
 
 MISSING_IN_TURN = """
@@ -106,3 +108,34 @@ def test_importing_the_package_imports_neither_torch_nor_vllm() -> None:
         "import sys, vllm_dllm\n"
         "assert not {'torch', 'vllm', 'transformers'} & sys.modules.keys()\n"
     )
+
+
+VLLMS_OWN = """
+import logging
+from vllm import ModelRegistry
+from vllm_dllm import plugin
+from vllm_dllm.models.registry import FAMILIES
+
+class Said(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+
+said, name = [], "NemotronLabsDiffusionModel"
+logging.getLogger("vllm.dllm").addHandler(Said())
+logging.getLogger("vllm.dllm").setLevel(logging.INFO)
+theirs = "vllm.model_executor.models.llama"
+if SERVED:
+    ModelRegistry.register_model(name, f"{theirs}:LlamaForCausalLM")
+plugin.register()
+plugin.register()
+assert (name in FAMILIES) is not SERVED
+assert (ModelRegistry.models[name].module_name == theirs) is SERVED
+assert len(said) == SERVED, said
+"""
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_an_architecture_of_vllms_own_stays_vllms(served: bool) -> None:
+    """Two classes of one name: which is taken would depend on who registers last."""
+    script = f"SERVED = {served}\n{VLLMS_OWN}"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -51,6 +51,16 @@ def test_fast_dllm_v2_answers_as_the_authors_code() -> None:
         assert ours.nfe <= case.nfe if case.tokens[-1] != EOS else ours.nfe == case.nfe
 
 
+def test_nemotron_answers_as_the_authors_code() -> None:
+    """Theirs finishes a last block, and its drafts are forwards too."""
+    cases = golden_cases("nemotron-pub0")
+    assert {case.algorithm for case in cases} == {"threshold", "quota", "linear_spec"}
+    answered = [case.answered() for case in cases]
+    assert [case.tokens for case in answered] == [case.tokens for case in cases]
+    for case, ours in zip(cases, answered, strict=True):
+        assert ours.nfe <= case.nfe
+
+
 @pytest.fixture(scope="module")
 def llada() -> LLaDA:
     return LLaDA.from_pretrained(GOLDEN / "llada-pub0")

@@ -48,6 +48,14 @@ FAMILIES = {
         delete_token_id=DELETE,
         split_token_id=SPLIT,
     ),
+    "seeded-causal": Facts(
+        attention="seeded_causal",
+        clean_confidence=True,
+        rule_names={"threshold": "confidence_threshold"},
+        eos_token_id=EOS,
+        max_model_len=MAX_LEN,
+        vocab_size=VOCAB,
+    ),
     "full": Facts(
         attention="full",
         clean_confidence=True,
@@ -265,6 +273,7 @@ def batch_of(requests: list[Running], planned: list[Span]) -> Any:
     query_start = np.cumsum([0, *lengths], dtype=np.int32)
     seq_lens = torch.tensor(starts).int() + torch.from_numpy(lengths)
     return SimpleNamespace(
+        dllm_known_np=np.array([span.is_known for span in planned]),
         req_ids=[request.name for request in requests],
         num_reqs=len(requests),
         num_tokens=int(lengths.sum()),

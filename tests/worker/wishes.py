@@ -17,6 +17,8 @@ def wishes(rng: random.Random, family: str) -> dict[str, object]:
         return {"window": rng.randint(1, 9)}
     if not FAMILIES[family].full_attention:
         return {}
+    if family == "seeded-causal":
+        return {"block_length": rng.randint(1, 9)}
     fields: dict[str, object] = {"cache": rng.choice(CACHES)}
     fields["block_length"] = rng.randint(1, 9)
     if rng.random() < 0.3:

@@ -24,6 +24,7 @@ from vllm_dllm.compat.flags import (
 )
 from vllm_dllm.compat.lengths import check_request_lengths, remember_prompt_lengths
 from vllm_dllm.compat.overrides import OVERRIDES
+from vllm_dllm.compat.pages import share_final_pages
 from vllm_dllm.compat.patch import Patch, apply
 from vllm_dllm.compat.symbols import is_there
 from vllm_dllm.compat.tools import (
@@ -67,6 +68,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     fold_cli_flags,
     raise_token_budget,
     refuse_unused_flags,
+    share_final_pages,
 )
 """Patches of every process that has the plugin; the model decides what they do."""
 

@@ -36,6 +36,7 @@ RULES: dict[str, str] = {
 OWN_ATTENTION: dict[str, str] = {
     "d2f": "vllm_dllm.decoding.d2f:D2F",
     "adablock": "vllm_dllm.decoding.adablock:AdaBlock",
+    "linear_spec": "vllm_dllm.decoding.linear_spec:LinearSpec",
 }
 """Rules that also say what a position sees, or where blocks end, and with which models
 they are possible (regimes/registry.py)."""

@@ -78,6 +78,17 @@ def forward_whole_requests(vllm_config: "VllmConfig", config: DllmConfig) -> Non
     refuse_small_budget(vllm_config, 1 + canvas, why)
 
 
+def forward_blocks_and_prompts_in_parts(
+    vllm_config: "VllmConfig", config: DllmConfig
+) -> None:
+    """What a causal model with seeded blocks asks of the engine."""
+    refuse_idle_cache(config)
+    refuse_idle_buffer(config)
+    set_page_size(vllm_config, block=1)
+    refuse_small_budget(vllm_config, config.block, "the diffusion block size")
+    refuse_unsplit_prompts(vllm_config)
+
+
 def refuse_idle_cache(config: DllmConfig) -> None:
     """Raise ValueError for a cache that only full attention has."""
     if config.cache != "none":
@@ -161,6 +172,7 @@ def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
 OF_ATTENTION: dict[str, Callable[["VllmConfig", DllmConfig], None]] = {
     "block_causal": forward_whole_blocks,
     "seeded": forward_whole_blocks,
+    "seeded_causal": forward_blocks_and_prompts_in_parts,
     "full": forward_whole_requests,
     "window": forward_windows,
 }

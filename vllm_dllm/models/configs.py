@@ -284,3 +284,30 @@ class WeDLMConfig(Qwen2Config):
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_other_values({"hidden_act": self.hidden_act}, {"hidden_act": ("silu",)})
         super().__post_init__(**kwargs)
+
+
+class NemotronLabsDiffusionConfig(LlamaConfig):
+    """Nemotron-Labs-Diffusion: Ministral weights trained to denoise blocks too."""
+
+    model_type = "nemotron_labs_diffusion"
+
+    def __init__(self, **fields: Any) -> None:
+        refuse_other_values(fields, NEMOTRON_VALUES)
+        rope = dict(fields.get("rope_parameters") or {})
+        if beta := rope.pop("llama_4_scaling_beta", None):
+            # Where vLLM's layers of Ministral look for it.
+            longest = "original_max_position_embeddings"
+            fields["llama_4_scaling"] = {"beta": beta, longest: rope[longest]}
+        if rope:
+            fields["rope_parameters"] = rope
+        super().__init__(**fields)
+
+
+NEMOTRON_VALUES: dict[str, tuple[Any, ...]] = {
+    "dlm_paradigm": ("bidirectional",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+}
+"""Fields of Nemotron-Labs-Diffusion's config.json, and the values whose computation we
+have."""

@@ -29,6 +29,8 @@ class Family:
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling parameters that the authors decode with, for checkpoints whose
     generation_config.json does not say and requests that do not either."""
+    steps_back: bool = False
+    """Whether vLLM may come to have the architecture itself, and then has it alone."""
     inherited: frozenset[str] = frozenset()
     """Sampling parameters that the base model left in generation_config.json, and the
     authors' code does not read."""
@@ -125,6 +127,18 @@ FAMILIES: dict[str, Family] = {
         stop_tokens=("<|endoftext|>", "<|im_end|>"),
         generation=_GREEDY,
         inherited=frozenset({"temperature", "top_p", "top_k", "repetition_penalty"}),
+    ),
+    "NemotronLabsDiffusionModel": Family(
+        model="vllm_dllm.models.nemotron_labs_diffusion:NemotronLabsDiffusionModel",
+        config="NemotronLabsDiffusionConfig",
+        defaults={"block_size": 32, "threshold": 0.9},
+        facts=Facts(
+            attention="seeded_causal",
+            clean_confidence=True,
+            rule_names={"threshold": "confidence_threshold"},
+        ),
+        generation=_GREEDY,
+        steps_back=True,
     ),
     "LLaDAModelLM": Family(
         model="vllm_dllm.models.llada:LLaDAModelLM",

@@ -17,7 +17,7 @@ class Regime(Protocol):
     allowed."""
 
     causal: bool
-    """Whether a row of attention is causal."""
+    """Whether the rows of attention are causal in every step."""
     has_buffers: bool
     """Whether several blocks of a request may be under denoising at once, as many as it
     says."""
@@ -29,6 +29,8 @@ class Regime(Protocol):
     """Whether tokens under denoising may be shown as mixtures with the mask."""
     forwards_whole: bool
     """Whether a step forwards all of a request, or waits."""
+    rewrites_known: bool = False
+    """Whether KV of known tokens of the block under denoising is written again."""
 
     def check_wishes(
         self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig

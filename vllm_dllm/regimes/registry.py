@@ -8,20 +8,30 @@ from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
 from vllm_dllm.regimes.full_attention import FullAttentionRegime
 from vllm_dllm.regimes.seeded import SeededRegime
+from vllm_dllm.regimes.seeded_causal import (
+    AutoregressiveRegime,
+    SeededCausalRegime,
+)
 from vllm_dllm.regimes.window import WindowRegime
 
 REGIMES: dict[str, Regime] = {
     "block_causal": BlockCausalRegime(),
     "seeded": SeededRegime(),
+    "seeded_causal": SeededCausalRegime(),
     "full": FullAttentionRegime(),
     "window": WindowRegime(),
 }
 OF_RULES: dict[str, dict[str, Regime]] = {
     "d2f": {"full": AfterPromptRegime()},
     "adablock": {"full": AdaptiveRegime()},
+    "linear_spec": {"seeded_causal": AutoregressiveRegime()},
 }
 """Rules that bring an attention or blocks of their own, and to which models."""
-NAMES = {"block_causal": "block-causal models", "full": "models with full attention"}
+NAMES = {
+    "block_causal": "block-causal models",
+    "seeded_causal": "causal models with seeded blocks (Nemotron-Labs-Diffusion)",
+    "full": "models with full attention",
+}
 
 
 def regime_of(facts: Facts, rule: str | None = None) -> Regime:

@@ -5,6 +5,7 @@ from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
 from vllm_dllm.settled import Decoding
+from vllm_dllm.span_seeded import Seeded
 
 
 class SeededRegime(BlockCausalRegime):
@@ -14,4 +15,4 @@ class SeededRegime(BlockCausalRegime):
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
-        return span.Seeded(span.Grid(0, decoding.block_length, span.UNBOUNDED))
+        return Seeded(span.Grid(0, decoding.block_length, span.UNBOUNDED))

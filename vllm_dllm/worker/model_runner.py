@@ -9,6 +9,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from vllm_dllm.progress import StepPlan
 from vllm_dllm.worker.spans.batch import SpanBatch
 
 
@@ -39,8 +40,11 @@ class DenoisingModelRunner(GPUModelRunner):
             uniform_tokens = None
         return state, uniform_tokens
 
-    def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:
-        input_batch = super().prepare_inputs(*args, **kwargs)
+    def prepare_inputs(
+        self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
+    ) -> InputBatch:
+        input_batch = super().prepare_inputs(scheduler_output, *args, **kwargs)
+        StepPlan.of(scheduler_output).tell(input_batch)
         self.model_state.lay_out(input_batch, self.req_states)
         return input_batch
 

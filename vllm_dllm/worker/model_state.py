@@ -133,5 +133,5 @@ class DenoisingModelState(ModelState):
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
             for_cudagraph_capture=for_capture,
-            causal=regime_of(self.slots.config.facts).causal,
+            causal=rows.causal or regime_of(self.slots.config.facts).causal,
         )

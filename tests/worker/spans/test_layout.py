@@ -116,14 +116,23 @@ def check_step(desk: Desk, step: Step, before: list[Before]) -> None:
 
 
 def check_first_row(desk: Desk, step: Step, plans: list[Any]) -> None:
-    if not desk.config.facts.shifted_logits:
+    if desk.config.facts.attention in ("block_causal", "full") and not shift_of(desk):
         assert step.spans.first_row is None and step.spans.leads is None
         return
     assert step.spans.first_row is not None and step.spans.leads is not None
-    assert step.spans.first_row.tolist() == [span.start + 1 for span in step.planned]
+    assert step.spans.first_row.tolist() == [
+        span.start + shift_of(desk, span) for span in step.planned
+    ]
     assert step.spans.leads.tolist() == [
         leads(plan, span) for plan, span in zip(plans, step.planned, strict=True)
     ]
+
+
+def shift_of(desk: Desk, span: Span | None = None) -> int:
+    """How many rows before its own a position is predicted."""
+    if desk.config.facts.attention == "seeded_causal" and span is not None:
+        return int(span.canvas > 0 and span.is_known)
+    return int(desk.config.facts.shifted_logits)
 
 
 def leads(plan: Plan, span: Span) -> bool:
@@ -137,7 +146,6 @@ def check_logit_rows(
     desk: Desk, step: Step, places: list[tuple[int, int, int]]
 ) -> None:
     """The rows of each cell: of its own request, branch and position."""
-    shift = int(desk.config.facts.shifted_logits)
     cells = list(zip(*(part.tolist() for part in step.batch.cell), strict=True))
     branches = [(cell, False) for cell in cells]
     guided = [cell for cell in cells if step.planned[cell[0]].branch]
@@ -148,6 +156,7 @@ def check_logit_rows(
     ):
         owner, position, page = places[row]
         assert owner == index
+        shift = shift_of(desk, step.planned[index])
         assert position == int(step.spans.block_start[index]) + column - shift
         assert is_unconditional(step.planned[index], page) == second
 
@@ -160,7 +169,8 @@ def test_a_step_is_what_the_plans_say(family: str, seed: int) -> None:
     rng = random.Random(f"{family} {seed}")
     desk = Desk(family)
     if not desk.config.facts.full_attention:
-        desk.budget = rng.choice([4, 8, 100])
+        longest = 4 if desk.config.facts.fixed_block else 9
+        desk.budget = rng.choice([longest, 2 * longest, 100])
     logits, kinds = TableLogits(seed), set()
     for name in "abcd":
         prompt, max_tokens = a_prompt(rng, 20), rng.randint(1, 16)

@@ -10,6 +10,7 @@ from vllm_dllm.worker.spans.block_causal import BlockCausalLayout
 from vllm_dllm.worker.spans.by_plan import ByPlan
 from vllm_dllm.worker.spans.full_attention import FullAttentionLayout
 from vllm_dllm.worker.spans.seeded import SeededLayout
+from vllm_dllm.worker.spans.seeded_causal import SeededCausalLayout
 from vllm_dllm.worker.spans.window import WindowLayout
 
 
@@ -24,6 +25,7 @@ class FullAttentionLayouts(ByPlan):
 LAYOUTS: dict[str, type[Layout]] = {
     "block_causal": BlockCausalLayout,
     "seeded": SeededLayout,
+    "seeded_causal": SeededCausalLayout,
     "full": FullAttentionLayouts,
     "window": WindowLayout,
 }

@@ -1,4 +1,4 @@
-"""Attention of spans on stock backends, in rows without a causal mask."""
+"""Attention of spans on stock backends, in rows of one kind of mask."""
 
 from dataclasses import dataclass
 
@@ -24,6 +24,8 @@ class AttentionRows:
     owner: torch.Tensor | None = None
     """[num_rows] int64: index in the batch of the request that a row belongs to; None
     if the rows are the requests."""
+    causal: bool = False
+    """Whether a query sees no key after itself; of all rows."""
     first_page: torch.Tensor | None = None
     """[num_rows] int64: where in the request's block table a row's keys begin; None if
     all begin at its start."""

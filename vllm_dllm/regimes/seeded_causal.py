@@ -1,0 +1,82 @@
+"""Seeded blocks over a causal model (Nemotron-Labs-Diffusion): blocks of any length,
+counted from the end of the prompt."""
+
+from typing import Any
+
+from vllm_dllm import span
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.params import (
+    FULL_ATTENTION_FIELDS,
+    PREFIX,
+    WINDOW_FIELDS,
+    DllmParams,
+)
+from vllm_dllm.regimes.base import Regime
+from vllm_dllm.regimes.fields import refuse_fields
+from vllm_dllm.settled import Decoding
+from vllm_dllm.span_seeded import SeededCausal
+
+
+class SeededCausalRegime(Regime):
+    causal = False
+    has_buffers = False
+    has_soft_tokens = False
+    forwards_whole = False
+    rewrites_known = True
+
+    def check_wishes(
+        self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
+    ) -> None:
+        refuse_fields(
+            own,
+            FULL_ATTENTION_FIELDS,
+            "has no meaning for a block-causal model, whose KV cache is exact; it is "
+            "for models with full attention",
+        )
+        refuse_fields(own, WINDOW_FIELDS, "is for WeDLM's window that slides")
+        limits = config.facts.budgets | {"max_model_len": config.facts.max_model_len}
+        for name, limit in limits.items():
+            if (wishes.block_length or 1) > limit:
+                raise ValueError(
+                    f"{PREFIX}block_length={wishes.block_length} is more than one "
+                    f"forward may hold; allowed: 1 to {limit} ({name})"
+                )
+
+    def block_of_an_answer(
+        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
+    ) -> int:
+        return wishes.block_length or config.block
+
+    def steps_of_a_block(
+        self, wishes: DllmParams, config: DllmConfig, block: int, max_tokens: int
+    ) -> int:
+        return wishes.steps or block
+
+    def plan(
+        self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
+    ) -> span.Plan:
+        block, longest = decoding.block_length, config.facts.max_model_len
+        grid = span.full_attention_grid(prompt_len, max_tokens, block, longest)
+        return SeededCausal(grid)
+
+    def check_plan(
+        self,
+        plan: span.Plan,
+        decoding: Decoding,
+        config: DllmConfig,
+        prompt_len: int,
+        max_tokens: int,
+    ) -> None:
+        pass  # a prompt is forwarded in parts, and a block has room (`check_wishes`)
+
+    def end_of_canvas(self, config: DllmConfig, length: int) -> int:
+        return length
+
+
+class AutoregressiveRegime(SeededCausalRegime):
+    """Blocks of one token, which is its seed."""
+
+    def block_of_an_answer(
+        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
+    ) -> int:
+        return 1
