@@ -53,7 +53,7 @@ def one_by_one(engine: Engine, cases: list[Case]) -> list[list[int]]:
     return answers
 
 
-@uses("sdar4", "sdar16", "fastdllm2", "sdar16-tp2")
+@uses("sdar4", "sdar16", "fastdllm2", "nemotron", "sdar16-tp2")
 def test_a_seeded_request_answers_the_same_in_any_company(engine: Engine) -> None:
     """Noise drawn per batch, or from a state that others advance, would differ."""
     cases = cases_of(engine, 16)

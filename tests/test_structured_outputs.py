@@ -95,6 +95,7 @@ def best_answer(engine: Engine, prompt: list[int], words: Words) -> list[int]:
     "sdar4",
     "sdar16",
     "fastdllm2",
+    "nemotron",
     "llada32",
     "llada",
     "dream",
