@@ -133,6 +133,7 @@ class Case:
             "dllm_eps": self.eps,
             "dllm_delimiter_ids": list(self.delimiter_ids) or None,
             "dllm_delimiter_threshold": self.delimiter_threshold,
+            "dllm_entropy_threshold": self.entropy_threshold,
         }
         if self.checkpoint.startswith("wedlm"):
             fields |= {
@@ -242,6 +243,7 @@ class Case:
                 steps=self.steps,
                 threshold=self.threshold,
                 factor=self.factor,
+                entropy_threshold=self.entropy_threshold,
                 cache=self.cache or "none",
                 cfg_scale=self.cfg_scale,
                 eos_id=EOS,

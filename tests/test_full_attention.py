@@ -101,6 +101,26 @@ def test_rules_of_fast_dllm_answer_as_the_reference(engine: Engine) -> None:
     assert failures(engine, cases) == []
 
 
+@uses("llada")
+def test_settled_positions_answer_as_the_reference(engine: Engine) -> None:
+    """d3LLM's rule, in blocks one after the other; with 0 one token per step."""
+    cases = [
+        case_of(
+            engine,
+            7 + 8 * number,
+            36,
+            12,
+            "entropy_threshold",
+            cache=cache,
+            entropy_threshold=threshold,
+        )
+        for number, threshold in enumerate((0.0, 0.5, 1.5, 2.5, 9.0))
+        for cache in CACHES
+    ]
+    assert len({str(case.answered().nfe) for case in cases}) > 5
+    assert failures(engine, cases) == []
+
+
 @uses("dream")
 def test_rules_of_dream_answer_as_the_reference(engine: Engine) -> None:
     """Logits are shifted: a block's first token is that of its refresh, and no row of

@@ -92,8 +92,9 @@ class RuleParams(BaseModel):
     credit_gamma: float = Field(default=0.2, ge=0, le=MAX_REAL)
     """credit: power of the probability that is credited."""
     entropy_threshold: float = Field(default=0.4, ge=0, le=MAX_REAL)
-    """wedlm: entropy (nats), with the penalty of its place, below which a position is
-    taken; with 0 one position per step. `null` is 0."""
+    """entropy_threshold, wedlm: entropy (nats) up to which a position is taken; with
+    wedlm that and the penalty of its place, and below. With 0 one position per step.
+    `null` is 0."""
     pos_penalty_factor: float = Field(default=0.02, ge=0, le=MAX_REAL)
     """wedlm: what is added to the entropy of a position for each position that it lies
     behind the first mask."""

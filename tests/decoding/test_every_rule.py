@@ -82,7 +82,7 @@ def test_equal_values_go_by_position(name: str) -> None:
     row.steps = 2 if "time" in rule.needs else row.block
     row.threshold = row.low_threshold = 0.5
     row.entropy = row.margin = row.noise = [NAN, 0.25, 0.25, 0.25]
-    row.factor, row.entropy_bound = 1.0, 0.0
+    row.factor, row.entropy_bound, row.entropy_threshold = 1.0, 0.0, 0.0
     # credit takes all that are within 1e-5 of the surest, as its authors do; the others
     # put them in no order.
     everything = name in ("credit", "origin", "random_order")

@@ -28,6 +28,7 @@ def generate(
     steps: int | None = None,
     threshold: float | None = None,
     factor: float | None = None,
+    entropy_threshold: float | None = None,
     cache: str = "none",
     cfg_scale: float = 0.0,
     eos_id: int | None = None,
@@ -45,6 +46,8 @@ def generate(
         threshold: instead of that, decode candidates that are at least so probable,
             and the best one in any case.
         factor: instead of that, decode more candidates the surer they are.
+        entropy_threshold: instead of that, decode candidates of positions with at most
+            that entropy, and of the one with the lowest in any case (d3LLM).
         cache: one of `CACHES`. With a cache, a block's first forward is of the whole
             canvas, the others are of its rows and all to their right ("prefix") or of
             its rows alone ("dual"); keys of other rows stay as the first made them.
@@ -86,10 +89,17 @@ def generate(
                 logits = prior + (cfg_scale + 1) * (logits - prior)
             forwards += len(caches)
             token, confidence = candidates(logits[rows - first], banned, unsure)
+            if entropy_threshold is not None:
+                allowed = logits[rows - first]
+                allowed[:, banned] = -torch.inf
+                chances = allowed.double().softmax(-1)
+                confidence = (chances * (chances + 1e-12).log()).sum(-1)
             order = confidence.argsort(descending=True, stable=True)
             surest = confidence[order].tolist()
             if factor is not None:
                 number = accept_by_factor(surest, factor)
+            elif entropy_threshold is not None:
+                number = max(1, sum(-value <= entropy_threshold for value in surest))
             elif threshold is not None:
                 number = max(1, sum(value >= threshold for value in surest))
             else:

@@ -13,6 +13,7 @@ RULES: dict[str, str] = {
     "random": "vllm_dllm.decoding.random_positions:RandomPositions",
     "margin": "vllm_dllm.decoding.margin:Margin",
     "entropy": "vllm_dllm.decoding.entropy:Entropy",
+    "entropy_threshold": "vllm_dllm.decoding.entropy_threshold:EntropyThreshold",
     "entropy_bounded": "vllm_dllm.decoding.entropy_bounded:EntropyBounded",
     "factor": "vllm_dllm.decoding.factor:Factor",
     "local_leap": "vllm_dllm.decoding.local_leap:LocalLeap",

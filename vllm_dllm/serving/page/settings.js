@@ -10,6 +10,7 @@ export const RULES = {
   entropy: ["steps"],
   factor: ["factor"],
   entropy_bounded: ["entropy_bound"],
+  entropy_threshold: ["entropy_threshold"],
   local_leap: [
     "local_leap_anchor_threshold",
     "local_leap_neighbor_threshold",
@@ -45,6 +46,7 @@ export const OF_RULES = {
   dllm_steps: { label: "Steps", ...count },
   dllm_factor: { label: "Factor", ...amount },
   dllm_entropy_bound: { label: "Entropy bound", ...amount },
+  dllm_entropy_threshold: { label: "Entropy threshold", ...amount },
   dllm_low_threshold: { label: "Low threshold", ...share },
   dllm_local_leap_anchor_threshold: { label: "Anchor threshold", ...share },
   dllm_local_leap_neighbor_threshold: { label: "Neighbor threshold", ...share },
