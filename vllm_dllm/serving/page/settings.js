@@ -22,6 +22,8 @@ export const RULES = {
   joint_threshold_indel: ["threshold", "edit_threshold", "max_post_steps"],
   dmax: ["threshold"],
   confidence_threshold: ["threshold"],
+  sub_block_threshold: ["threshold", "sub_block_length"],
+  wedlm: ["entropy_threshold", "pos_penalty_factor"],
   maskgit_plus: ["steps", "eps", "alg_temp"],
   topk_margin: ["steps", "eps", "alg_temp"],
   neg_entropy: ["steps", "eps", "alg_temp"],
@@ -56,6 +58,8 @@ export const OF_RULES = {
   dllm_credit_gamma: { label: "Credit gamma", ...amount },
   dllm_edit_threshold: { label: "Edit threshold", ...share },
   dllm_max_post_steps: { label: "Max post steps", min: 0, step: 1 },
+  dllm_sub_block_length: { label: "Sub-block length", ...count },
+  dllm_pos_penalty_factor: { label: "Penalty of a place", min: 0, step: 0.01 },
   dllm_eps: { label: "Eps", min: 0, max: 1, step: 0.001 },
   dllm_alg_temp: { label: "Alg temp", ...amount },
 };
