@@ -39,7 +39,7 @@ def test_a_report_comes_with_the_runners_output() -> None:
     """vLLM pickles the object: an attribute in the wrong place stays behind."""
     output = ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0})
     assert StepReport.of(output) == StepReport()
-    report = StepReport({"a": [0, 1]}, {"a": Draft(4, [-1, 7], [5], 2)}, revised=1)
+    report = StepReport({"a": [0, 1]}, {"a": Draft(4, [-1, 7], [5], 2, [6])}, revised=1)
     report.attach(output)
     assert StepReport.of(pickle.loads(pickle.dumps(output))) == report
 
@@ -49,7 +49,7 @@ def test_a_report_comes_with_the_runners_output() -> None:
     [
         (StepReport(), False),
         (StepReport(trajectories={"a": []}), True),
-        (StepReport(drafts={"a": Draft(0, [], [], 0)}), True),
+        (StepReport(drafts={"a": Draft(0, [], [], 0, [])}), True),
         (StepReport(revised=1), True),
     ],
 )

@@ -140,12 +140,14 @@ def draft_params(request: Request, progress: Progress, draft: Draft) -> dict[str
     """A draft as a client gets it: positions are those of the answer."""
     start = request.num_prompt_tokens
     room = max(0, start + request.max_tokens - draft.start)
+    ends = {min(end, draft.start + room) - start for end in draft.block_ends}
     return client_params(
         draft={
             "offset": draft.start - start,
             "token_ids": draft.tokens[:room],
             "changed": [p - start for p in draft.changed],
             "step": draft.step,
+            "block_ends": sorted(ends),
             "nfe": progress.nfe,
         }
     )

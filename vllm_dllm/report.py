@@ -33,6 +33,9 @@ class Draft:
     """Absolute positions written in the step, those handed out by it included."""
     step: int
     """Steps that the block had taken before this one."""
+    block_ends: list[int]
+    """Absolute positions past the last token of each block in flight that is shown,
+    the front one first."""
 
 
 @dataclass

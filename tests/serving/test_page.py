@@ -11,8 +11,8 @@ import pytest
 
 from tests.engines import uses_server
 from tests.servers import Server
-from vllm_dllm.decoding.registry import RULES, get_rule
-from vllm_dllm.params import DllmParams
+from vllm_dllm.decoding.registry import BUFFERED, RULES, get_rule
+from vllm_dllm.params import BUFFER_FIELDS, DllmParams
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = api.expect
@@ -293,12 +293,19 @@ def test_phone_needs_no_sideways_scroll(page: "api.Page"):
 
 def test_settings_are_those_of_the_server(page: "api.Page"):
     """Prevents a rule or a parameter that the page knows and the server does not."""
-    page_rules, fields = page.evaluate(
+    page_rules, buffered, fields = page.evaluate(
         """async () => {
-            const { RULES, OF_RULES, FULL_ATTENTION } = await import("./settings.js");
-            return [RULES, Object.keys({ ...OF_RULES, ...FULL_ATTENTION })];
+            const all = await import("./settings.js");
+            const { RULES, BUFFERED, OF_RULES, OF_BUFFERS, FULL_ATTENTION } = all;
+            const fields = { ...OF_RULES, ...OF_BUFFERS, ...FULL_ATTENTION };
+            return [RULES, BUFFERED, Object.keys(fields)];
         }"""
     )
+    assert {name: set(used) for name, used in buffered.items()} == {
+        name: {"buffer_size", *BUFFER_FIELDS}
+        - (set() if name == "threshold" else {"semi_complete_threshold"})
+        for name in BUFFERED
+    }
     assert {name: set(used) for name, used in page_rules.items()} == {
         name: set(get_rule(name).parameters) for name in RULES
     }
@@ -313,8 +320,11 @@ def test_revised_positions_and_blocks_are_told_apart(page: "api.Page"):
         """async () => {
             const { Denoising } = await import("./denoising.js");
             const denoising = new Denoising();
-            const draft = (offset, token_ids, step, nfe) =>
-                denoising.take({ type: "draft", offset, token_ids, step, nfe });
+            const draft = (offset, token_ids, step, nfe) => {
+                const block_ends = [offset + token_ids.length];
+                const event = { offset, token_ids, step, block_ends, nfe };
+                denoising.take({ type: "draft", ...event });
+            };
             draft(0, [5, -1, -1], 0, 1);
             draft(0, [6, 7, -1], 1, 2);
             const cells = denoising.last.cells.map((cell) => cell.revised);
@@ -328,3 +338,50 @@ def test_revised_positions_and_blocks_are_told_apart(page: "api.Page"):
         {"size": 3, "masks": 0, "steps": 2},
         {"size": 4, "masks": 3, "steps": 1},
     ]
+
+
+def test_blocks_behind_the_front_one_are_told_apart(page: "api.Page"):
+    """Prevents tokens that are taken early from looking as sure as the others."""
+    frames, classes, label = page.evaluate(
+        """async () => {
+            const { Answer } = await import("./answer.js");
+            const answer = new Answer({ learn() {}, of: (token) => `${token}` });
+            const frames = [];
+            const take = (event) => {
+                answer.take(event);
+                const { blocks, ends, front } = answer.denoising.last;
+                const counts = blocks.map(({ masks, steps }) => [masks, steps]);
+                frames.push([counts, ends, front]);
+            };
+            const draft = { type: "draft", changed: [] };
+            take({ ...draft, offset: 0, token_ids: [5, -1, -1, -1, -1, -1], step: 0,
+                   block_ends: [2, 4, 6], nfe: 1 });
+            take({ ...draft, offset: 1, token_ids: [-1, 7, -1, -1, -1], step: 1,
+                   block_ends: [2, 4, 6], nfe: 2 });
+            take({ type: "append", text: "57", token_ids: [5, 7] });
+            take({ ...draft, offset: 2, token_ids: [7, -1, 8, -1, -1, -1], step: 2,
+                   block_ends: [4, 6, 8], nfe: 3 });
+            answer.drawFrame(answer.denoising.last);
+            const cells = [...answer.canvas.element.querySelectorAll(".mask, .token")];
+            return [frames, cells.map((cell) => cell.classList.contains("behind")),
+                    answer.blocks.getAttribute("aria-label")];
+        }"""
+    )
+    assert frames[0] == [[[1, 1], [2, 0], [2, 0]], [2, 4, 6], 0]
+    assert frames[1] == [[[1, 2], [1, 1], [2, 0]], [2, 4, 6], 0]
+    assert frames[3] == [[[0, 2], [1, 3], [1, 1], [2, 0]], [2, 4, 6, 8], 1]
+    assert classes == [False, False, True, True, True, True]
+    assert label == "block 2, 1 masks left; 2 behind it"
+
+
+def test_fields_of_several_blocks_are_shown_with_a_buffer(page: "api.Page"):
+    """Prevents thresholds that the server refuses, as they have no meaning."""
+    fields = column(page)
+    add_block = fields.get_by_label("Add-block threshold", exact=True)
+    choose(fields, "threshold")
+    expect(add_block).to_be_hidden()
+    choose(fields, "threshold", Buffer_size="3")
+    expect(add_block).to_be_visible()
+    choose(fields, "margin")
+    expect(fields.get_by_label("Buffer size", exact=True)).to_be_hidden()
+    expect(add_block).to_be_hidden()

@@ -330,6 +330,9 @@ def test_drafts_show_all_blocks_in_flight(edits: bool) -> None:
         draft = report.drafts["a"]
         assert draft.start == request.known
         assert draft.start + len(draft.tokens) == span.end
+        first = request.plan.grid.end_of(request.known)
+        ends = [*range(first, span.end + 1, block)]
+        assert draft.block_ends == (ends if draft.tokens else [])
         assert all(known <= place < span.end for place in draft.changed)
         shown = dict(enumerate(draft.tokens, draft.start))
         assert all(shown.get(place) != -1 for place in draft.changed)

@@ -48,6 +48,8 @@ def test_drafts_are_the_block_as_the_step_left_it(family: str, rule: str) -> Non
             continue
         draft, steps = report.drafts["a"], steps + 1
         assert draft.start == request.known and draft.step == int(batch.step[0])
+        end_of_draft = draft.start + len(draft.tokens)
+        assert draft.block_ends == ([end_of_draft] if draft.tokens else [])
         column = request.known - int(batch.start[0])
         shown = batch.tokens[0].masked_fill(batch.masked[0], -1)
         tokens = shown[column : int(batch.length[0])].tolist()

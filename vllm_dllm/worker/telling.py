@@ -74,10 +74,15 @@ class Telling:
                 known = int(batch.known[front])
                 tokens = batch.tokens.masked_fill(batch.masked, -1)
                 changed = canvas(index, step.changed).nonzero().squeeze(1) + known
+                blocks = batch.blocks_of(index)
+                own = slice(blocks.start, blocks.stop)
+                end, length = (batch.start + batch.length)[own], batch.length[own]
+                shown = end[(length > 0) & (end > known + count)]
                 report.drafts[req_id] = Draft(
                     start=known + count,
                     tokens=canvas(index, tokens)[count:].tolist(),
                     changed=changed.tolist(),
                     step=int(batch.step[front]),
+                    block_ends=shown.tolist(),
                 )
         return report

@@ -78,10 +78,10 @@ export class Answer {
     this.canvas.draw(this.denoising.pieces, frame);
     const isOver = this.seconds !== null && frame === this.denoising.last;
     this.canvas.element.classList.toggle("settled", isOver);
-    this.drawBlocks(frame.blocks);
+    this.drawBlocks(frame);
     const seconds = this.seconds ?? (performance.now() - this.started) / 1000;
     this.count({
-      step: frame.blocks.at(-1)?.steps ?? "–",
+      step: frame.blocks[frame.front]?.steps ?? "–",
       forwards: frame.forwards,
       tokens: frame.tokens,
       perForward: frame.forwards ? (frame.tokens / frame.forwards).toFixed(2) : "–",
@@ -99,17 +99,21 @@ export class Answer {
     }
   }
 
-  drawBlocks(blocks) {
+  drawBlocks({ blocks, front }) {
     const nodes = [...this.blocks.children].slice(0, blocks.length);
     while (nodes.length < blocks.length) nodes.push(make("span", {}, make("i")));
     arrange(this.blocks, nodes);
     blocks.forEach(({ size, masks, steps }, index) => {
       const node = nodes[index];
       node.style.flexGrow = size;
+      node.classList.toggle("behind", index > front);
       node.title = `block ${index + 1}: ${size} tokens, ${steps} steps`;
       node.firstChild.style.width = `${(100 * (size - masks)) / (size || 1)}%`;
     });
-    const label = `block ${blocks.length}, ${blocks.at(-1)?.masks ?? 0} masks left`;
+    const behind = Math.max(0, blocks.length - front - 1);
+    const label =
+      `block ${blocks.length - behind}, ${blocks[front]?.masks ?? 0} masks left` +
+      (behind ? `; ${behind} behind it` : "");
     this.blocks.setAttribute("aria-label", label);
   }
 

@@ -36,10 +36,11 @@ export class Canvas {
     return dress(node, `emitted ${age(frame.index - piece.frame)}`, piece.text);
   }
 
-  cell(node, { token, since, revised }, frame) {
-    if (token < 0) return dress(node, "mask", "\u00a0");
+  cell(node, { position, token, since, revised }, frame) {
+    const behind = position >= frame.ends[frame.front] ? "behind" : "";
+    if (token < 0) return dress(node, `mask ${behind}`, "\u00a0");
     const steps = frame.index - since;
-    const names = ["token", age(steps)];
+    const names = ["token", age(steps), behind];
     if (revised && steps < FRESH) names.push("revised");
     const text = this.texts.of(token);
     const shown = visible(text);

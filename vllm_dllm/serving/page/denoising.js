@@ -13,7 +13,9 @@ export class Denoising {
       cells: [],
       /** {size, masks, steps} */
       blocks: [],
-      blockEnd: 0,
+      /** Where each of them ends, and the one in front. */
+      ends: [],
+      front: 0,
       tokens: 0,
       forwards: 0,
     };
@@ -46,7 +48,7 @@ export class Denoising {
     };
   }
 
-  draft({ offset, token_ids, step, nfe }) {
+  draft({ offset, token_ids, step, block_ends, nfe }) {
     const index = this.frame.index + 1;
     const before = new Map(this.frame.cells.map((cell) => [cell.position, cell]));
     const cells = token_ids.map((token, i) => {
@@ -55,22 +57,23 @@ export class Denoising {
       if (old?.token === token) return old;
       return { position, token, since: index, revised: old?.token >= 0 && token >= 0 };
     });
-    const blockEnd = offset + token_ids.length;
-    const { blocks, blockEnd: lastEnd } = this.frame;
-    const isNew = blockEnd > lastEnd;
-    const block = {
-      size: isNew ? blockEnd - lastEnd : blocks.at(-1)?.size ?? 0,
-      masks: token_ids.filter((token) => token < 0).length,
-      steps: step + 1,
-    };
-    this.frame = {
-      ...this.frame,
-      index,
-      cells,
-      blocks: [...(isNew ? blocks.map(finished) : blocks.slice(0, -1)), block],
-      blockEnd,
-      forwards: nfe,
-    };
+    const { blocks: old, ends: oldEnds } = this.frame;
+    const [first] = block_ends;
+    const blocks = old.filter((_, i) => oldEnds[i] < first).map(finished);
+    const ends = oldEnds.filter((end) => end < first);
+    const front = blocks.length;
+    for (const end of block_ends) {
+      const begin = ends.at(-1) ?? 0;
+      const shown = token_ids.slice(Math.max(0, begin - offset), end - offset);
+      const masks = shown.filter((token) => token < 0).length;
+      const taken = old[oldEnds.indexOf(end)]?.steps ?? 0;
+      // A block that has not begun has nothing but masks.
+      const more = masks < shown.length ? 1 : 0;
+      const steps = blocks.length === front ? step + 1 : taken + more;
+      blocks.push({ size: end - begin, masks, steps });
+      ends.push(end);
+    }
+    this.frame = { ...this.frame, index, cells, blocks, ends, front, forwards: nfe };
     this.frames.push(this.frame);
   }
 
@@ -91,9 +94,12 @@ export class Denoising {
   /** The step that ends an answer has no draft. */
   lastBlockDone(blocks, tokens, nfe) {
     if (!blocks.length) return [{ size: tokens, masks: 0, steps: nfe }];
-    const last = blocks.at(-1);
-    const steps = last.steps + Math.max(0, (nfe ?? 0) - this.frame.forwards);
-    return [...blocks.slice(0, -1), { ...last, masks: 0, steps }];
+    const more = Math.max(0, (nfe ?? 0) - this.frame.forwards);
+    return blocks.map((block, index) =>
+      index < this.frame.front
+        ? block
+        : { ...block, masks: 0, steps: block.steps + more },
+    );
   }
 }
 

@@ -30,6 +30,20 @@ export const RULES = {
   origin: ["steps", "eps"],
   random_order: ["steps"],
 };
+/** The fields of several blocks in flight that these rules have. */
+export const BUFFERED = {
+  threshold: [
+    "buffer_size",
+    "add_block_threshold",
+    "semi_complete_threshold",
+    "token_stability_threshold",
+  ],
+  joint_threshold: [
+    "buffer_size",
+    "add_block_threshold",
+    "token_stability_threshold",
+  ],
+};
 /** What every model's own rule uses, whichever it is. */
 const OWN_RULE = ["steps"];
 
@@ -63,6 +77,16 @@ export const OF_RULES = {
   dllm_eps: { label: "Eps", min: 0, max: 1, step: 0.001 },
   dllm_alg_temp: { label: "Alg temp", ...amount },
 };
+export const OF_BUFFERS = {
+  dllm_buffer_size: { label: "Buffer size", min: 1, max: 16, step: 1 },
+  dllm_add_block_threshold: { label: "Add-block threshold", ...share, min: 0.01 },
+  dllm_semi_complete_threshold: {
+    label: "Semi-complete threshold",
+    ...share,
+    min: 0.01,
+  },
+  dllm_token_stability_threshold: { label: "Token stability threshold", ...share },
+};
 export const FULL_ATTENTION = {
   dllm_cache: { label: "Cache", options: ["none", "prefix", "dual"] },
   dllm_block_length: { label: "Block length", ...count },
@@ -85,7 +109,7 @@ export class Settings {
       make(
         "div",
         { class: "fields" },
-        ...this.add({ dllm_algorithm: rule, ...OF_RULES, ...GENERAL }),
+        ...this.add({ dllm_algorithm: rule, ...OF_RULES, ...OF_BUFFERS, ...GENERAL }),
         make(
           "div",
           { class: "rest" },
@@ -137,6 +161,12 @@ export class Settings {
     for (const name of Object.keys(OF_RULES)) {
       const isUsed = used.includes(name.slice("dllm_".length));
       this.rows.get(name).element.hidden = !isUsed;
+    }
+    const several = Number(this.rows.get("dllm_buffer_size").input.value) > 1;
+    for (const name of Object.keys(OF_BUFFERS)) {
+      const isUsed = BUFFERED[rule]?.includes(name.slice("dllm_".length)) ?? false;
+      const isOn = several || name === "dllm_buffer_size";
+      this.rows.get(name).element.hidden = !(isUsed && isOn);
     }
     for (const { input, slider } of this.rows.values()) {
       if (!slider) continue;
