@@ -48,7 +48,7 @@ class Engine:
         self.numbers = count()
         self.in_process = spec.ranks == 1
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = (
-            str(CORE) if self.in_process else "0|1"
+            str(CORE) if self.in_process else "|".join("01" * (spec.ranks // 2))
         )
         options = COMMON | spec.options
         with ExitStack() as undo:

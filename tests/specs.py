@@ -24,7 +24,8 @@ class EngineSpec:
 
     @property
     def ranks(self) -> int:
-        return self.options.get("tensor_parallel_size", 1)
+        tensor = self.options.get("tensor_parallel_size", 1)
+        return tensor * self.options.get("pipeline_parallel_size", 1)
 
 
 COMMON = {
@@ -149,6 +150,18 @@ OFFLINE = {
     "llada-tp2": EngineSpec("llada-pub0", options={**LORA, "tensor_parallel_size": 2}),
     "dream-tp2": EngineSpec("dream-pub0", options={"tensor_parallel_size": 2}),
     "wedlm-tp2": EngineSpec("wedlm-pub0", options={"tensor_parallel_size": 2}),
+    "sdar16-pp2": EngineSpec(
+        "sdar-pub1",
+        16,
+        {
+            "pipeline_parallel_size": 2,
+            "max_model_len": 256,
+            "num_gpu_blocks_override": 14,
+        },
+    ),
+    "llada32-pp2": EngineSpec("llada20-pub0", 32, {"pipeline_parallel_size": 2}),
+    "llada-pp2": EngineSpec("llada-pub0", options={"pipeline_parallel_size": 2}),
+    "dream-pp2": EngineSpec("dream-pub0", options={"pipeline_parallel_size": 2}),
 }
 SERVERS = {
     "sdar16": EngineSpec("sdar-pub1", 16),

@@ -79,6 +79,9 @@ class BlockDiffusionScheduler(Scheduler):
         # or what is left of the step's budget. For a request that is not running yet it
         # stops at the known tokens; the canvas is added here, so that the forward that
         # ends the prefill also takes the first denoising step.
+        if request.num_in_flight_tokens > 0:
+            # In a pipeline: what it wants next is known when that step is back.
+            return 0
         plan = self.progress[request].plan
         wanted = self._whole_span(request, num_computed_tokens)
         budget = num_new_tokens
@@ -96,6 +99,13 @@ class BlockDiffusionScheduler(Scheduler):
             # waits for as long as shorter ones come.
             self.unplanned_tokens = 0
         return length
+
+    def _preempt_request(
+        self, request: Request, timestamp: float, drop_stale_output: bool = False
+    ) -> None:
+        # A step that is under way in a pipeline counts: the worker keeps what it
+        # decides, and does not decide it again.
+        super()._preempt_request(request, timestamp)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         # Runs last in schedule(), before the lengths are added to the counts.
@@ -131,12 +141,13 @@ class BlockDiffusionScheduler(Scheduler):
                 followed[req_id][1].trajectory.extend(steps)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for req_id, (request, progress) in followed.items():
-            if request.status != RequestStatus.RUNNING:
+            if RequestStatus.is_finished(request.status):
                 continue
             planned = step.spans[req_id]
-            self._set_computed(request)
             mark = progress.plan.mark(planned, progress.mark)
             progress.mark = report.marks.get(req_id, mark)
+            if request.status == RequestStatus.RUNNING:
+                self._set_computed(request)
             if self.regime.rewrites_known:
                 # Were its pages lost now, those of others that hold a part of its block
                 # would be found, and written.

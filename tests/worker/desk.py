@@ -151,7 +151,7 @@ class Desk:
                 all_token_ids=SimpleNamespace(gpu=self.all_token_ids)
             ),
         )
-        self.sampler = DenoisingSampler(vllms, self.slots)
+        self.sampler = DenoisingSampler(self.slots, vllms.req_states, vllms)
         self.running: dict[str, Running] = {}
         self.budget = 10 * MAX_LEN
         """Positions of a request that a step forwards at most."""

@@ -6,6 +6,7 @@ names are looked up in every process (`missing`).
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 _RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
+_PIPELINE = "vllm.v1.worker.gpu.pp_utils:PPHandler"
 _STATE = "vllm.v1.worker.gpu.model_states.interface:ModelState"
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
 
@@ -15,6 +16,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_SCHEDULER}.add_request",
         f"{_SCHEDULER}.schedule",
         f"{_SCHEDULER}._reserve_prefill_lookahead",
+        f"{_SCHEDULER}._preempt_request",
         f"{_SCHEDULER}._update_after_schedule",
         f"{_SCHEDULER}._update_request_with_output",
         f"{_SCHEDULER}.update_from_output",
@@ -42,6 +44,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_RUNNER}._dummy_sampler_run",
         f"{_RUNNER}.sample",
         f"{_RUNNER}.sample_tokens",
+        f"{_RUNNER}.postprocess_sampled",
         "vllm.v1.worker.cpu.model_runner:CPUModelRunner",
         "vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs",
         "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
@@ -56,6 +59,15 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_STATE}.prepare_dummy_inputs",
         f"{_STATE}.prepare_attn",
         "vllm.v1.worker.gpu.attn_utils:build_attn_metadata",
+    ),
+    "vllm_dllm.worker.stages": (
+        f"{_PIPELINE}.__init__",
+        f"{_PIPELINE}.get_prev_sampled_outputs",
+        f"{_PIPELINE}.receive",
+        f"{_PIPELINE}.broadcast",
+        f"{_PIPELINE}.broadcast_drafts",
+        f"{_PIPELINE}.on_req_idx_freed",
+        f"{_PIPELINE}.relay_aux_hidden_states",
     ),
     "vllm_dllm.worker.sampling": (
         "vllm.utils.torch_utils:async_tensor_h2d",

@@ -145,9 +145,6 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
     parallel = vllm_config.parallel_config
     model_config = vllm_config.model_config
     refused = {
-        "pipeline parallelism (--pipeline-parallel-size)": (
-            parallel.pipeline_parallel_size > 1
-        ),
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "micro-batches (--enable-dbo, --ubatch-size)": parallel.use_ubatching,

@@ -61,7 +61,7 @@ class LLaDA2MoeModelLM(BlockDiffusion, BailingMoeV2ForCausalLM):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         for layer in self.model.layers:
-            if isinstance(layer.mlp, BailingMoE):
+            if isinstance(getattr(layer, "mlp", None), BailingMoE):
                 # vLLM's decoder block names the class to build; ours hold the same
                 # parameters and differ in forward().
                 layer.mlp.__class__ = LLaDA2MoE

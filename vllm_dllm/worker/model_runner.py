@@ -10,16 +10,27 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from vllm_dllm.progress import StepPlan
+from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.spans.batch import SpanBatch
+from vllm_dllm.worker.stages import Stages
 
 
 class DenoisingModelRunner(GPUModelRunner):
+    pp_handler: Any
+    """`Stages` where the model is a pipeline, else None."""
+
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         self.model.refuse_incomplete()
+        if self.use_pp:
+            slots, req_states = self.model_state.slots, self.req_states
+            sampler = self.sampler or DenoisingSampler(slots, req_states, None)
+            self.pp_handler = Stages(self.pp_handler, sampler, self.postprocess_sampled)
 
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
         slots = self.model_state.slots
+        if self.pp_handler is not None:
+            self.pp_handler.settle(self.slots_of(scheduler_output))
         preempted = scheduler_output.preempted_req_ids or set()
         for req_id in preempted | scheduler_output.finished_req_ids:
             slot = self.req_states.req_id_to_index.get(req_id)
@@ -30,6 +41,14 @@ class DenoisingModelRunner(GPUModelRunner):
         for req_id in scheduler_output.finished_req_ids:
             slots.forget(req_id)
         super().finish_requests(scheduler_output)
+
+    def slots_of(self, scheduler_output: SchedulerOutput) -> set[int]:
+        """Slots of the requests that a step forwards, or that have left."""
+        req_ids = scheduler_output.num_scheduled_tokens.keys()
+        req_ids |= scheduler_output.finished_req_ids
+        req_ids |= scheduler_output.preempted_req_ids or set()
+        slot_of = self.req_states.req_id_to_index
+        return {slot_of[req_id] for req_id in req_ids if req_id in slot_of}
 
     def gather_batch_req_state(self, *args: Any, **kwargs: Any) -> Any:
         state, uniform_tokens = super().gather_batch_req_state(*args, **kwargs)
@@ -102,6 +121,8 @@ class DenoisingModelRunner(GPUModelRunner):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         output = super().sample_tokens(grammar_output)
+        if self.sampler is None:  # a stage of a pipeline that decides nothing
+            return output
         report = self.sampler.take_report()
         if report.is_worth_sending:
             report.attach(output.model_runner_output)

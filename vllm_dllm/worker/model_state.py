@@ -56,7 +56,7 @@ class DenoisingModelState(ModelState):
         )
 
     def custom_sampler(self, sampler: Sampler) -> tuple[DenoisingSampler, None]:
-        return DenoisingSampler(sampler, self.slots), None
+        return DenoisingSampler(self.slots, sampler.req_states, sampler), None
 
     def prepare_inputs_embeds(
         self,

@@ -10,6 +10,7 @@ from vllm.v1.core.sched.output import GrammarOutput
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_dllm.decoding.base import CanvasStep, Moves, reshapes
 from vllm_dllm.decoding.registry import get_rule
@@ -50,6 +51,20 @@ class StepDecision:
     stability: torch.Tensor
     """[m] float32: as in `Decision`; nan where the rule does not say."""
 
+    @classmethod
+    def empty(cls, batch: CanvasBatch, moves: bool) -> "StepDecision":
+        """One that writes nothing.
+
+        moves: whether a rule of the batch may move tokens.
+        """
+        return cls(
+            write=torch.zeros_like(batch.masked),
+            candidate=torch.zeros_like(batch.tokens),
+            source=batch.column.repeat(len(batch.slot), 1) if moves else None,
+            done=torch.ones_like(batch.active),
+            stability=torch.full_like(batch.active, torch.nan, dtype=torch.float32),
+        )
+
     @property
     def changed(self) -> torch.Tensor:
         """[m, width] bool: where what is written is after the step."""
@@ -66,9 +81,12 @@ class DenoisingSampler:
 
     penalties_state = NoPenalties()
 
-    def __init__(self, sampler: Sampler, slots: Slots) -> None:
-        self.sampling_states = sampler.sampling_states
-        self.req_states = sampler.req_states
+    def __init__(
+        self, slots: Slots, req_states: RequestState, sampler: Sampler | None
+    ) -> None:
+        """`sampler`: vLLM's; None in a stage of a pipeline that decides nothing."""
+        self.sampling_states = sampler.sampling_states if sampler else None
+        self.req_states = req_states
         self.layout = slots.layout
         self.buffers = slots.buffers
         self.canvas = slots.canvas
@@ -79,6 +97,8 @@ class DenoisingSampler:
         self.moves = None if moves is None else Moves(*moves)
         self.logprobs = slots.logprobs
         self.telling = slots.telling
+        self.publish: Callable[[StepDecision], None] | None = None
+        """Brings decisions to the other stages of a pipeline."""
         self._make_report: Callable[[], StepReport] = StepReport
         """The report of the last step."""
 
@@ -140,6 +160,8 @@ class DenoisingSampler:
                 logits, batch, grammar, input_batch.req_ids, num_drafts
             )
         decision = self.decide(logits, batch)
+        if self.publish is not None:
+            self.publish(decision)
         if self.logprobs.kept:
             self.logprobs.record(logits, batch, decision.write, decision.candidate)
             if decision.source is not None:
@@ -248,6 +270,22 @@ class DenoisingSampler:
             is_open=batch.buffered.is_open,
         )
 
+    def no_decision(self, names: list[str], batch: CanvasBatch) -> StepDecision:
+        """Room for what the rules `names` decide about the batch."""
+        return StepDecision.empty(batch, "moves" in needs_of(names))
+
+    def follow(self, decision: StepDecision, batch: CanvasBatch) -> SamplerOutput:
+        """Take a step that another stage decided: as `denoise`, but for what only that
+        one tells the client."""
+        tokens, count = self.apply(decision, batch)
+        return SamplerOutput(
+            sampled_token_ids=tokens,
+            logprobs_tensors=None,
+            num_nans=None,
+            num_sampled=count,
+            num_rejected=self._rows_back(batch.spans, count),
+        )
+
     def commit_only(self, spans: SpanBatch) -> SamplerOutput:
         """The output of a step in which no request decides anything."""
         self._make_report = StepReport
@@ -327,14 +365,8 @@ class DenoisingSampler:
     ) -> StepDecision:
         """Ask each rule in the batch about its blocks; `another` is `another_token` of
         the step."""
-        decided = StepDecision(
-            write=torch.zeros_like(batch.masked),
-            candidate=canvas_step.candidate,
-            source=None,
-            confidence=canvas_step.confidence,
-            done=torch.ones_like(batch.active),
-            stability=torch.full_like(canvas_step.confidence[:, 0], torch.nan),
-        )
+        decided = self.no_decision(names, batch)
+        decided.candidate = canvas_step.candidate
         for name in names:
             rows: torch.Tensor | slice = slice(None)
             mine, slot = canvas_step, batch.slot
@@ -354,8 +386,7 @@ class DenoisingSampler:
             if decision.tokens is not None:
                 decided.candidate[rows] = decision.tokens
             if decision.source is not None:
-                if decided.source is None:
-                    decided.source = batch.column.repeat(len(batch.slot), 1)
+                assert decided.source is not None
                 decided.source[rows] = decision.source
             if decision.done is not None:
                 decided.done[rows] = decision.done
