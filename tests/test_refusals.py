@@ -63,7 +63,6 @@ def without_mask_token(model: Path) -> None:
         ({"mask_token_id": -1}, {}, ["mask_token_id", "-1", "greater than or equal"]),
         ({"treshold": 0.5}, {}, ["treshold", "0.5"]),
         ({"block_size": 32}, {"block_size": 48}, ["48", "32", "use 64"]),
-        ({}, {"pipeline_parallel_size": 2}, ["pipeline"]),
         ({}, {"enable_dbo": True}, ["--enable-dbo"]),
         ({}, {"ubatch_size": 2}, ["--ubatch-size"]),
         (
