@@ -74,6 +74,11 @@ class CanvasBatch:
         return (self.known - self.start).clamp(min=0).minimum(self.length)
 
     @property
+    def begins(self) -> torch.Tensor:
+        """[m] bool: the step is the first one of its block."""
+        return self.active & (self.step == 0)
+
+    @property
     def column(self) -> torch.Tensor:
         """[width] int64."""
         return torch.arange(self.tokens.shape[1], device=self.tokens.device)

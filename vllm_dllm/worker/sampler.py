@@ -50,6 +50,8 @@ class StepDecision:
     them."""
     stability: torch.Tensor
     """[m] float32: as in `Decision`; nan where the rule does not say."""
+    length: torch.Tensor | None
+    """[m] int64: lengths of the blocks; None where no step finds any."""
 
     @classmethod
     def empty(cls, batch: CanvasBatch, moves: bool) -> "StepDecision":
@@ -63,6 +65,7 @@ class StepDecision:
             source=batch.column.repeat(len(batch.slot), 1) if moves else None,
             done=torch.ones_like(batch.active),
             stability=torch.full_like(batch.active, torch.nan, dtype=torch.float32),
+            length=batch.length.clone() if batch.spans.adapts else None,
         )
 
     @property
@@ -215,7 +218,7 @@ class DenoisingSampler:
             moving = propose(logits, batch)
             found = merged(found, moving, may_move[batch.cell[0]])
         if spans.adapts:
-            self._end_blocks(found, batch)
+            self._end_blocks(self._found_lengths(found, batch), batch)
         canvas_step = self._canvas_step(found, batch, needs)
         canvas_step.still = batch.spread(still)
         another = partial(another_token, propose, logits, batch)
@@ -277,6 +280,8 @@ class DenoisingSampler:
     def follow(self, decision: StepDecision, batch: CanvasBatch) -> SamplerOutput:
         """Take a step that another stage decided: as `denoise`, but for what only that
         one tells the client."""
+        if decision.length is not None:
+            self._end_blocks(decision.length, batch)
         tokens, count = self.apply(decision, batch)
         return SamplerOutput(
             sampled_token_ids=tokens,
@@ -304,23 +309,23 @@ class DenoisingSampler:
         make, self._make_report = self._make_report, StepReport
         return make()
 
-    def _end_blocks(self, found: Candidates, batch: CanvasBatch) -> None:
-        """End the blocks that begin in this step where its candidates say."""
-        adaptive, slot = self.layout.adaptive, batch.slot
-        adapts, begins = adaptive.adapts[slot], batch.active & (batch.step == 0)
+    def _found_lengths(self, found: Candidates, batch: CanvasBatch) -> torch.Tensor:
+        """[m] int64: lengths of the blocks, where the step's candidates end them."""
         seen = found.undrawn or found
-        length = adaptive.find(
-            slot,
-            batch.known,
+        return self.layout.adaptive.find(
+            batch.slot,
             batch.length,
-            begins,
+            batch.begins,
             batch.spread(seen.token),
             batch.spread(seen.confidence),
         )
+
+    def _end_blocks(self, length: torch.Tensor, batch: CanvasBatch) -> None:
+        """End the blocks that begin in this step where its candidates say."""
+        adaptive, rows = self.layout.adaptive, batch.spans.rows
+        end = adaptive.keep(batch.slot, batch.known, batch.begins, length)
         batch.shorten(length)
-        batch.leaves_whole = adapts
-        rows = batch.spans.rows
-        end = torch.where(begins & adapts, batch.known + length, 0)
+        batch.leaves_whole = adaptive.adapts[batch.slot]
         batch.found_end = end if rows is None else end[rows.begin]
 
     def _canvas_step(

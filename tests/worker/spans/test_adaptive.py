@@ -61,20 +61,21 @@ def test_blocks_end_where_a_plain_loop_ends_them() -> None:
         tokens = [[rng.randrange(VOCAB) for _ in range(width)] for _ in requests]
         sure = [[rng.choice(SURE) for _ in range(width)] for _ in requests]
         slot = torch.arange(SLOTS)
-        length = blocks.find(
+        found = blocks.find(
             slot,
-            torch.tensor(known),
             torch.tensor(room),
             torch.tensor(begins),
             torch.tensor(tokens),
             torch.tensor(sure),
-        ).tolist()
+        )
+        length = found.tolist()
+        ends = blocks.keep(slot, torch.tensor(known), torch.tensor(begins), found)
         for index, (settled, plan) in enumerate(requests):
             at, left, row = known[index], room[index], (tokens[index], sure[index])
             expected = length_by_hand(settled, plan, left, *row)
             assert length[index] == (expected if begins[index] else left)
-            found = at + expected if begins[index] else 0
-            assert int(blocks.found[index]) == found
+            end = at + expected if begins[index] else 0
+            assert int(blocks.found[index]) == int(ends[index]) == end
             seen.append(expected - min(plan.default, left))
     assert min(seen) < 0 < max(seen)
 

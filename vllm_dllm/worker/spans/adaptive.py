@@ -59,7 +59,6 @@ class AdaptiveBlocks:
     def find(
         self,
         slot: torch.Tensor,
-        known: torch.Tensor,
         room: torch.Tensor,
         begins: torch.Tensor,
         token: torch.Tensor,
@@ -68,7 +67,7 @@ class AdaptiveBlocks:
         """Lengths of the `m` blocks of a step, some of which begin in it: [m] int64.
 
         Args:
-            slot, known: [m] int64.
+            slot: [m] int64.
             room: [m] int64: length of a block that was found before, else the longest
                 that it may have.
             begins: [m] bool: the step is the first one of its block.
@@ -84,6 +83,21 @@ class AdaptiveBlocks:
         # The surest of those that are sure enough.
         place = (best(confidence, ends, one.long()) * column).sum(dim=1)
         length = torch.where(one, place + 1, torch.minimum(self.default[slot], room))
-        length = torch.where(begins, length, room)
-        self.found[slot] = torch.where(begins, known + length, self.found[slot])
-        return length
+        return torch.where(begins, length, room)
+
+    def keep(
+        self,
+        slot: torch.Tensor,
+        known: torch.Tensor,
+        begins: torch.Tensor,
+        length: torch.Tensor,
+    ) -> torch.Tensor:
+        """Keep where the blocks end that begin in a step, and say it: [m] int64, 0 of
+        the others.
+
+        slot, known, begins: as in `find`; length: what that found.
+        """
+        begins = begins & self.adapts[slot]
+        end = known + length
+        self.found[slot] = torch.where(begins, end, self.found[slot])
+        return torch.where(begins, end, 0)
