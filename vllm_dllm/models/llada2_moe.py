@@ -75,7 +75,7 @@ class LLaDA2MoeModelLM(BlockDiffusion, BailingMoeV2ForCausalLM):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         for layer in self.model.layers:
-            if isinstance(layer.mlp, BlockRoutedMoE):
+            if isinstance(getattr(layer, "mlp", None), BlockRoutedMoE):
                 layer.mlp.zero_routers_bias()
         return super().load_weights(canonical_layout(weights))
 
