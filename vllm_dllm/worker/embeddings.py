@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CompilationMode
+from vllm.distributed.parallel_state import get_pp_group
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.ops.mixture import mix
@@ -28,11 +29,14 @@ class Embeddings:
         config = DllmConfig.of(model_config)
         self.embed = cast(Callable[[torch.Tensor], torch.Tensor], model.embed_input_ids)
         self.mask_token = torch.tensor([config.mask_token_id], device=device)
+        self.is_first = get_pp_group().is_first_rank
+        """Whether it is for this stage of a pipeline to embed."""
         self.has_adapters = vllm_config.lora_config is not None
         mode = vllm_config.compilation_config.mode
         self.buffer: torch.Tensor | None = None
         """[max_num_tokens, hidden], where each step has embeddings."""
-        if config.facts.soft_tokens and mode not in (None, CompilationMode.NONE):
+        compiles = mode not in (None, CompilationMode.NONE)
+        if self.is_first and config.facts.soft_tokens and compiles:
             self.buffer = torch.zeros(
                 vllm_config.scheduler_config.max_num_batched_tokens,
                 model_config.get_inputs_embeds_size(),
@@ -59,7 +63,7 @@ class Embeddings:
             token_ids: [num_tokens] int64.
             padded: number of tokens of the CUDA graph, or of the step.
         """
-        has_soft = soft.are_in(spans.slot_np)
+        has_soft = self.is_first and soft.are_in(spans.slot_np)
         if not has_soft and self.buffer is None:
             return {}
         embeddings = self.embed(token_ids)

@@ -63,6 +63,7 @@ class StepDecision:
             write=torch.zeros_like(batch.masked),
             candidate=torch.zeros_like(batch.tokens),
             source=batch.column.repeat(len(batch.slot), 1) if moves else None,
+            confidence=torch.zeros_like(batch.tokens, dtype=torch.float32),
             done=torch.ones_like(batch.active),
             stability=torch.full_like(batch.active, torch.nan, dtype=torch.float32),
             length=batch.length.clone() if batch.spans.adapts else None,
@@ -372,6 +373,7 @@ class DenoisingSampler:
         the step."""
         decided = self.no_decision(names, batch)
         decided.candidate = canvas_step.candidate
+        decided.confidence = canvas_step.confidence
         for name in names:
             rows: torch.Tensor | slice = slice(None)
             mine, slot = canvas_step, batch.slot
