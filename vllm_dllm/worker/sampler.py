@@ -1,7 +1,6 @@
 """DenoisingSampler: logits -> candidates -> rule -> canvas -> emitted tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,6 +17,7 @@ from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.report import StepReport
 from vllm_dllm.worker.bonus import with_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.decision import StepDecision
 from vllm_dllm.worker.emission import emit
 from vllm_dllm.worker.grammar import exclude_ungrammatical
 from vllm_dllm.worker.moves import another_token, merged, without_moves
@@ -31,50 +31,6 @@ class NoPenalties:
     """The runner counts output tokens for penalties unless there is no table."""
 
     output_bin_counts = None
-
-
-@dataclass
-class StepDecision:
-    """What a step writes; data that `apply` needs nothing but the canvas for."""
-
-    write: torch.Tensor
-    """[m, width] bool: positions that take their candidate."""
-    candidate: torch.Tensor
-    """[m, width] int64."""
-    source: torch.Tensor | None
-    """[m, width] int64: as in `Decision`; None where no rule of the batch moves any."""
-    confidence: torch.Tensor
-    """[m, width] float32, of the candidates."""
-    done: torch.Tensor
-    """[m] bool: decoded positions are stable; False where a rule may still revise
-    them."""
-    stability: torch.Tensor
-    """[m] float32: as in `Decision`; nan where the rule does not say."""
-    length: torch.Tensor | None
-    """[m] int64: lengths of the blocks; None where no step finds any."""
-
-    @classmethod
-    def empty(cls, batch: CanvasBatch, moves: bool) -> "StepDecision":
-        """One that writes nothing.
-
-        moves: whether a rule of the batch may move tokens.
-        """
-        return cls(
-            write=torch.zeros_like(batch.masked),
-            candidate=torch.zeros_like(batch.tokens),
-            source=batch.column.repeat(len(batch.slot), 1) if moves else None,
-            confidence=torch.zeros_like(batch.tokens, dtype=torch.float32),
-            done=torch.ones_like(batch.active),
-            stability=torch.full_like(batch.active, torch.nan, dtype=torch.float32),
-            length=batch.length.clone() if batch.spans.adapts else None,
-        )
-
-    @property
-    def changed(self) -> torch.Tensor:
-        """[m, width] bool: where what is written is after the step."""
-        if self.source is None:
-            return self.write
-        return self.write.gather(1, self.source.clamp(min=0)) & (self.source >= 0)
 
 
 class DenoisingSampler:

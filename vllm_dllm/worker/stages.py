@@ -17,7 +17,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.pp_utils import PPHandler
 
 from vllm_dllm.worker.canvas_batch import CanvasBatch
-from vllm_dllm.worker.sampler import DenoisingSampler, StepDecision
+from vllm_dllm.worker.decision import StepDecision
+from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.spans.batch import SpanBatch
 
 
