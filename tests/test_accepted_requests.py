@@ -65,7 +65,7 @@ class AcceptingDesk(Desk):
         table = SimpleNamespace(gpu=self.all_token_ids)
         states = SimpleNamespace(all_token_ids=table)
         vllms = SimpleNamespace(sampling_states=None, req_states=states)
-        self.sampler = WatchfulSampler(vllms, self.slots)
+        self.sampler = WatchfulSampler(self.slots, states, vllms)
         self.running: dict[str, Running] = {}
         self.budget = 10 * MAX_LEN
 
