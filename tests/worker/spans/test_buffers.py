@@ -25,7 +25,7 @@ def test_at_most_one_block_opens_in_a_step(seed: int) -> None:
         prompt = [5] * rng.randint(1, 9)
         asked = desk.add(f"r{index}", prompt, fields, max_tokens=rng.randint(1, 30))
         first = asked.plan.grid.start_of(len(prompt))
-        opened = first + BLOCK * rng.randint(0, fields["buffer_size"])
+        opened = first + BLOCK * rng.randint(0, asked.plan.size)
         buffers.opened[asked.slot] = min(opened, asked.plan.grid.end)
         requests.append(asked)
         wishes.append(fields)
@@ -42,7 +42,7 @@ def test_at_most_one_block_opens_in_a_step(seed: int) -> None:
     found = buffers.open(spans.slot, decides, spans.rows, masks, end)
     for index, (request, fields) in enumerate(zip(requests, wishes, strict=True)):
         blocks = [k for k, o in enumerate(spans.rows.owner.tolist()) if o == index]
-        first, size = int(spans.rows.start[blocks[0]]), fields["buffer_size"]
+        first, size = int(spans.rows.start[blocks[0]]), request.plan.size
         had = (int(before[request.slot]) - first) // BLOCK
         opens = had == 0
         if 0 < had < size:
@@ -77,7 +77,7 @@ def test_what_is_open_goes_with_a_request_to_another_slot() -> None:
     desk.add("a", [5] * 6, fields, slot=2, max_tokens=30)
     assert (int(buffers.first[2]), int(buffers.opened[2])) == (12, 20)
     assert buffers.stability.values[2, :3].tolist() == [0.5, 1.0, 0.25]
-    assert buffers.size.tolist()[::2] == buffers.size_np.tolist()[::2] == [16, 3]
+    assert buffers.size.tolist()[::2] == buffers.size_np.tolist()[::2] == [8, 3]
 
 
 def test_a_slot_of_many_open_blocks_serves_one_block_afterwards() -> None:
