@@ -114,8 +114,8 @@ def model_config(architecture: str) -> SimpleNamespace:
     """As much of a ModelConfig as the validator looks at."""
     family = FAMILIES.get(architecture)
     config = DllmConfig.build(
-        {"block_size": 4, "mask_token_id": 255},
-        {"algorithm": "low_confidence"},
+        {"block_size": 4, "mask_token_id": 255, "algorithm": "low_confidence"},
+        family.defaults if family else {},
         facts=family.facts if family else None,
     )
     model = SimpleNamespace(

@@ -73,6 +73,9 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         "vllm.utils.torch_utils:async_tensor_h2d",
         "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
     ),
+    "vllm_dllm.models.wedlm": (
+        "vllm.model_executor.models.qwen3:Qwen3ForCausalLM.__init__",
+    ),
     "vllm_dllm.models.llada_moe": (
         "vllm.model_executor.models.llama:LlamaForCausalLM._init_model",
         "vllm.model_executor.models.qwen3_moe:Qwen3MoeDecoderLayer.__init__",
