@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 KEY = "dllm"
 """Our key in `additional_config`, and our attribute on the HF config."""
 
+BUDGETS = (
+    "max_num_batched_tokens",
+    "max_num_scheduled_tokens",
+    "long_prefill_token_threshold",
+)
+"""Options of vLLM that say how many tokens a step may forward of a request."""
+
 
 class Facts(BaseModel):
     """What is not for a user to choose: facts of the architecture and of the engine."""
@@ -90,12 +97,7 @@ class Facts(BaseModel):
     @property
     def budgets(self) -> dict[str, int]:
         """Tokens that a step may forward of a request, by the option that says so."""
-        names = (
-            "max_num_batched_tokens",
-            "max_num_scheduled_tokens",
-            "long_prefill_token_threshold",
-        )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in BUDGETS}
 
 
 class DllmConfig(RuleParams):

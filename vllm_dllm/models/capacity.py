@@ -7,7 +7,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from vllm_dllm import span
-from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.config import BUDGETS, KEY, DllmConfig
 from vllm_dllm.decoding.registry import BUFFERED
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.regimes.window import refuse_other_rules
@@ -113,11 +113,9 @@ def refuse_idle_buffer(config: DllmConfig) -> None:
     if config.buffer_size == 1:
         return
     given = f"{KEY}.buffer_size={config.buffer_size}"
-    if not regime_of(config.facts).has_buffers:
-        raise ValueError(
-            f"{given} is not for this model, whose blocks are decoded one after the "
-            "other; leave it out"
-        )
+    regime = regime_of(config.facts)
+    if not regime.has_buffers:
+        raise ValueError(f"{given} {regime.why_no_buffers}; leave it out")
     if config.algorithm not in BUFFERED:
         raise ValueError(
             f"{given} is not defined for the decoding rule {config.algorithm!r}, the "
@@ -147,11 +145,7 @@ def set_page_size(vllm_config: "VllmConfig", block: int) -> None:
 def refuse_small_budget(vllm_config: "VllmConfig", least: int, why: str) -> None:
     """Raise ValueError if a step may forward less than `least` tokens of a request: it
     would wait for ever."""
-    for field in (
-        "max_num_batched_tokens",
-        "max_num_scheduled_tokens",
-        "long_prefill_token_threshold",
-    ):
+    for field in BUDGETS:
         value = getattr(vllm_config.scheduler_config, field)
         if value and value < least:  # 0 and None stand for no limit
             raise ValueError(f"{field}={value} is less than {least}, {why}")

@@ -2,20 +2,11 @@
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.params import DllmParams
-from vllm_dllm.regimes.full_attention import FullAttentionRegime
+from vllm_dllm.regimes.full_attention import OwnBlocksRegime, branch_behind
 from vllm_dllm.settled import NEVER, Decoding
 
-BLOCK = 32
-"""The authors' length of a block, where neither request nor server names one."""
 
-
-class AdaptiveRegime(FullAttentionRegime):
-    def block_of_an_answer(
-        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
-    ) -> int:
-        return wishes.block_length or config.block_size or BLOCK
-
+class AdaptiveRegime(OwnBlocksRegime):
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
@@ -29,7 +20,5 @@ class AdaptiveRegime(FullAttentionRegime):
             config.facts.max_model_len,
             is_exact=True,
         )
-        branch = 0
-        if decoding.cfg_scale > 0:
-            branch = span.round_up(grid.end + suffix, config.facts.page_size)
+        branch = branch_behind(grid.end + suffix, decoding, config)
         return span.Adaptive(grid, decoding.cache, branch, suffix, default, window)

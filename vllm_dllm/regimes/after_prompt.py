@@ -6,11 +6,9 @@ from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import PREFIX, DllmParams
 from vllm_dllm.quoting import quoted
-from vllm_dllm.regimes.full_attention import FullAttentionRegime
+from vllm_dllm.regimes.full_attention import OwnBlocksRegime
 from vllm_dllm.settled import Decoding
 
-BLOCK = 32
-"""The authors' length of a block, where neither request nor server names one."""
 IDLE: dict[str, str] = {
     "cache": "whose KV cache is exact",
     "cfg_scale": "which has no unconditional branch",
@@ -19,7 +17,7 @@ IDLE: dict[str, str] = {
 """Fields that have no meaning, and why. 0 and nothing at all may be asked for."""
 
 
-class AfterPromptRegime(FullAttentionRegime):
+class AfterPromptRegime(OwnBlocksRegime):
     why_no_buffers = "is not for d2f, which may have all blocks of an answer in flight"
 
     def check_wishes(
@@ -34,11 +32,6 @@ class AfterPromptRegime(FullAttentionRegime):
                     f"decoding rule {wishes.algorithm!r}, {reason}; leave it out"
                 )
         super().check_wishes(wishes, own, config)
-
-    def block_of_an_answer(
-        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
-    ) -> int:
-        return wishes.block_length or config.block_size or BLOCK
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int

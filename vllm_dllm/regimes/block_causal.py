@@ -4,14 +4,9 @@ from typing import Any
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.params import (
-    FULL_ATTENTION_FIELDS,
-    PREFIX,
-    WINDOW_FIELDS,
-    DllmParams,
-)
+from vllm_dllm.params import PREFIX, DllmParams
 from vllm_dllm.regimes.base import Regime
-from vllm_dllm.regimes.fields import refuse_fields
+from vllm_dllm.regimes.fields import refuse_other_attentions
 from vllm_dllm.settled import Decoding
 
 
@@ -24,13 +19,7 @@ class BlockCausalRegime(Regime):
     def check_wishes(
         self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
     ) -> None:
-        refuse_fields(
-            own,
-            FULL_ATTENTION_FIELDS,
-            "has no meaning for a block-causal model, whose KV cache is exact; it is "
-            "for models with full attention",
-        )
-        refuse_fields(own, WINDOW_FIELDS, "is for WeDLM's window that slides")
+        refuse_other_attentions(own)
         if wishes.block_length not in (None, config.block):
             raise ValueError(
                 f"{PREFIX}block_length={wishes.block_length} is not the block size of "

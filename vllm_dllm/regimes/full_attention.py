@@ -7,10 +7,10 @@ from typing import Any
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.params import PREFIX, WINDOW_FIELDS, DllmParams
+from vllm_dllm.params import PREFIX, DllmParams
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.base import Regime
-from vllm_dllm.regimes.fields import refuse_fields
+from vllm_dllm.regimes.fields import refuse_window
 from vllm_dllm.settled import Decoding
 
 LONGEST_ROUNDING = 128
@@ -26,7 +26,7 @@ class FullAttentionRegime(Regime):
     def check_wishes(
         self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
     ) -> None:
-        refuse_fields(own, WINDOW_FIELDS, "is for WeDLM's window that slides")
+        refuse_window(own)
         facts = config.facts
         if facts.eos_token_id is None:
             for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
@@ -76,11 +76,8 @@ class FullAttentionRegime(Regime):
             config.facts.max_model_len,
             is_exact=suffix > 0,
         )
-        plan = span.FullAttention(grid, decoding.cache, suffix=suffix)
-        if decoding.cfg_scale > 0:
-            branch = span.round_up(plan.end, config.facts.page_size)
-            plan = plan._replace(branch=branch)
-        return plan
+        branch = branch_behind(grid.end + suffix, decoding, config)
+        return span.FullAttention(grid, decoding.cache, branch, suffix)
 
     def check_plan(
         self,
@@ -113,3 +110,23 @@ class FullAttentionRegime(Regime):
 
     def end_of_canvas(self, config: DllmConfig, length: int) -> int:
         return length
+
+
+def branch_behind(end: int, decoding: Decoding, config: DllmConfig) -> int:
+    """Where the unconditional branch of a sequence that ends at `end` lies (span.py);
+    0 without guidance."""
+    if decoding.cfg_scale <= 0:
+        return 0
+    return span.round_up(end, config.facts.page_size)
+
+
+class OwnBlocksRegime(FullAttentionRegime):
+    """Of rules whose blocks are no shares of the answer."""
+
+    BLOCK = 32
+    """The authors' length of a block, where neither request nor server names one."""
+
+    def block_of_an_answer(
+        self, wishes: DllmParams, config: DllmConfig, max_tokens: int
+    ) -> int:
+        return wishes.block_length or config.block_size or self.BLOCK
