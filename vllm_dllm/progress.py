@@ -66,16 +66,16 @@ class StepPlan:
 
     def tell(self, input_batch: Any) -> None:
         """Say to the worker what it needs before the device knows it."""
-        known = [req_id in self.known for req_id in input_batch.req_ids]
-        input_batch.dllm_known_np = np.array(known, dtype=bool)
+        input_batch.dllm_known = self.known
 
     @staticmethod
     def known_np(input_batch: Any) -> np.ndarray:
         """[n] bool: of which requests only known tokens are forwarded; none of a
         dummy batch."""
-        nobody = np.zeros(1, dtype=bool)
-        known_np: np.ndarray = getattr(input_batch, "dllm_known_np", nobody)
-        return known_np
+        known = getattr(input_batch, "dllm_known", None)
+        if known is None:
+            return np.zeros(1, dtype=bool)
+        return np.array([req_id in known for req_id in input_batch.req_ids])
 
     def __reduce__(
         self,

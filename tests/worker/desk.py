@@ -273,7 +273,11 @@ def batch_of(requests: list[Running], planned: list[Span]) -> Any:
     query_start = np.cumsum([0, *lengths], dtype=np.int32)
     seq_lens = torch.tensor(starts).int() + torch.from_numpy(lengths)
     return SimpleNamespace(
-        dllm_known_np=np.array([span.is_known for span in planned]),
+        dllm_known={
+            request.name
+            for request, span in zip(requests, planned, strict=True)
+            if span.is_known
+        },
         req_ids=[request.name for request in requests],
         num_reqs=len(requests),
         num_tokens=int(lengths.sum()),

@@ -28,16 +28,22 @@ class StepDecision:
     """[m] int64: lengths of the blocks; None where no step finds any."""
 
     @classmethod
-    def empty(cls, batch: CanvasBatch, moves: bool) -> "StepDecision":
-        """One that writes nothing.
+    def nothing(
+        cls,
+        batch: CanvasBatch,
+        candidate: torch.Tensor,
+        confidence: torch.Tensor,
+        moves: bool,
+    ) -> "StepDecision":
+        """One that writes nothing of its candidates.
 
         moves: whether a rule of the batch may move tokens.
         """
         return cls(
             write=torch.zeros_like(batch.masked),
-            candidate=torch.zeros_like(batch.tokens),
+            candidate=candidate,
             source=batch.column.repeat(len(batch.slot), 1) if moves else None,
-            confidence=torch.zeros_like(batch.tokens, dtype=torch.float32),
+            confidence=confidence,
             done=torch.ones_like(batch.active),
             stability=torch.full_like(batch.active, torch.nan, dtype=torch.float32),
             length=batch.length.clone() if batch.spans.adapts else None,

@@ -169,15 +169,16 @@ class DenoisingSampler:
             with_bonuses(names, logits, batch, self.rules, mask),
         ):
             found = propose(logits, batch)
-        still = found.token
+        still = None
         if "moves" in needs:
+            still = batch.spread(found.token)
             may_move = self.rules.which_need("moves", batch.slot_np)
             moving = propose(logits, batch)
             found = merged(found, moving, may_move[batch.cell[0]])
         if spans.adapts:
             self._end_blocks(self._found_lengths(found, batch), batch)
         canvas_step = self._canvas_step(found, batch, needs)
-        canvas_step.still = batch.spread(still)
+        canvas_step.still = still
         another = partial(another_token, propose, logits, batch)
         decision = self._ask_rules(names, canvas_step, batch, another)
         write = decision.write
@@ -230,9 +231,12 @@ class DenoisingSampler:
             is_open=batch.buffered.is_open,
         )
 
-    def no_decision(self, names: list[str], batch: CanvasBatch) -> StepDecision:
-        """Room for what the rules `names` decide about the batch."""
-        return StepDecision.empty(batch, "moves" in needs_of(names))
+    def room_for_decision(self, batch: CanvasBatch) -> StepDecision:
+        """What another stage's decision about the batch is received in."""
+        names = self.rules.of(batch.spans.slot_np)
+        nothing = torch.zeros_like(batch.tokens)
+        moves = "moves" in needs_of(names)
+        return StepDecision.nothing(batch, nothing, nothing.float(), moves)
 
     def follow(self, decision: StepDecision, batch: CanvasBatch) -> SamplerOutput:
         """Take a step that another stage decided: as `denoise`, but for what only that
@@ -327,9 +331,12 @@ class DenoisingSampler:
     ) -> StepDecision:
         """Ask each rule in the batch about its blocks; `another` is `another_token` of
         the step."""
-        decided = self.no_decision(names, batch)
-        decided.candidate = canvas_step.candidate
-        decided.confidence = canvas_step.confidence
+        decided = StepDecision.nothing(
+            batch,
+            canvas_step.candidate,
+            canvas_step.confidence,
+            moves="moves" in needs_of(names),
+        )
         for name in names:
             rows: torch.Tensor | slice = slice(None)
             mine, slot = canvas_step, batch.slot

@@ -76,8 +76,7 @@ class Stages:
         batch, decision, works = None, None, []
         if input_batch.num_draft_tokens > 0:
             batch, _ = self.sampler.gather(spans)
-            names = self.sampler.rules.of(spans.slot_np)
-            decision = self.sampler.no_decision(names, batch)
+            decision = self.sampler.room_for_decision(batch)
             works = self._broadcast(decision)
         self.pending.append(PendingStep(spans, batch, decision, works))
         return True
