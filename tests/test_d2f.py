@@ -7,6 +7,7 @@ import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.adapters import make_adapter
+from tests.answers import forwards_of, requests_of, wrong
 from tests.d2f_cases import D2FCase, answered, d2f_cases, random_d2f_case
 from tests.engines import Engine, Request, tokens_of, uses
 from tests.golden_cases import MASK, Case, golden_cases
@@ -19,24 +20,6 @@ ALL = ("llada", "dream")
 
 def cases_of(engine: Engine) -> list[D2FCase]:
     return d2f_cases(engine.spec.checkpoint)
-
-
-def requests_of(cases: list[D2FCase]) -> list[Request]:
-    return [(case, case.sampling) for case in cases]
-
-
-def forwards_of(output: Any) -> int:
-    """Those that decided something, as the client is told."""
-    return output.outputs[0].spec_decode_metrics.num_draft_tokens
-
-
-def wrong(cases: list[D2FCase], outputs: list[Any]) -> list[str]:
-    """One line for every other answer, or number of forwards."""
-    return [
-        f"{case}: got {tokens_of(output)} in {forwards_of(output)} forwards"
-        for case, output in zip(cases, outputs, strict=True)
-        if tokens_of(output) != case.tokens or not case.may_take(forwards_of(output))
-    ]
 
 
 @uses(*ALL)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.adapters import make_adapter
+from tests.answers import forwards_of
 from tests.dmax_cases import (
     HANGING,
     SoftCase,
@@ -27,11 +28,6 @@ def cases_of(engine: Engine) -> list[SoftCase]:
     spec = engine.spec
     cases = soft_cases(spec.checkpoint, spec.block)
     return cases or random_soft_cases(spec.checkpoint, spec.block, 10)
-
-
-def forwards_of(output: Any) -> int:
-    """Those that decided something, as the client is told."""
-    return output.outputs[0].spec_decode_metrics.num_draft_tokens
 
 
 def wrong(cases: list[SoftCase], outputs: list[Any]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.adapters import make_adapter
+from tests.answers import forwards_of, requests_of, wrong
 from tests.engines import Engine, Request, tokens_of, uses
 from tests.golden_cases import MASK, Case, golden_cases, new_cases
 from tests.multi_block_cases import BufferCase, multi_block_cases, random_case
@@ -21,24 +22,6 @@ def cases_of(engine: Engine) -> list[BufferCase]:
     cases = multi_block_cases(engine.spec.checkpoint, engine.spec.block)
     assert cases
     return cases
-
-
-def requests_of(cases: list[BufferCase]) -> list[Request]:
-    return [(case, case.sampling) for case in cases]
-
-
-def forwards_of(output: Any) -> int:
-    """Those that decided something, as the client is told."""
-    return output.outputs[0].spec_decode_metrics.num_draft_tokens
-
-
-def wrong(cases: list[BufferCase], outputs: list[Any]) -> list[str]:
-    """One line for every other answer, or number of forwards."""
-    return [
-        f"{case}: got {tokens_of(output)} in {forwards_of(output)} forwards"
-        for case, output in zip(cases, outputs, strict=True)
-        if tokens_of(output) != case.tokens or not case.may_take(forwards_of(output))
-    ]
 
 
 def single_block_requests(engine: Engine) -> list[Request]:

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.completions import answer, at_the_top, greedy_body, streamed_text
 from tests.d2f_cases import D2FCase, d2f_cases
 from tests.engines import uses_server
 from tests.golden_cases import golden_cases
@@ -24,27 +25,11 @@ def cases_of(server: Server) -> list[D2FCase]:
 
 def body_of(case: Any, **changes: Any) -> dict[str, Any]:
     """D2F fields at the top level, under Diffulex's names where it has one."""
-    fields = {
-        DIFFULEX.get(name, name.removeprefix("dllm_")): value
-        for name, value in case.fields.items()
-    }
-    return {
-        "model": Server.MODEL,
-        "prompt": case.prompt,
-        "max_tokens": case.gen_length,
-        "temperature": 0,
-        "ignore_eos": True,
-        "return_token_ids": True,
-        **(fields if isinstance(case, D2FCase) else {"vllm_xargs": case.fields}),
-        **(case.sampling if isinstance(case, D2FCase) else {}),
-        **changes,
-    }
-
-
-async def answer(http: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
-    response = await http.post("/v1/completions", json=body)
-    assert response.status_code == 200, response.text
-    return response.json()
+    if isinstance(case, D2FCase):
+        fields = at_the_top(case.fields, DIFFULEX) | case.sampling
+    else:
+        fields = {"vllm_xargs": case.fields}
+    return greedy_body(case, **(fields | changes))
 
 
 @uses_server(*ALL)
@@ -60,24 +45,15 @@ async def test_16_clients_get_golden_tokens_and_forwards(server: Server) -> None
             assert case.may_take(response["usage"]["nfe"])
 
 
-async def stream(http: httpx.AsyncClient, case: D2FCase, **changes: Any) -> str:
-    body, text = body_of(case, stream=True, **changes), ""
-    async with http.stream("POST", "/v1/completions", json=body) as response:
-        async for line in response.aiter_lines():
-            data = line.removeprefix("data: ").strip()
-            if data and data != "[DONE]":
-                choices = json.loads(data)["choices"]
-                text += "".join(choice["text"] for choice in choices)
-    return text
-
-
 @uses_server(*ALL)
 async def test_streams_tell_stable_tokens_alone(server: Server) -> None:
     """A token behind a mask that is told early is told out of order; text behind a stop
     string is decoded in the same step, and must not be told."""
     cases = cases_of(server)
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
-        texts = await asyncio.gather(*[stream(http, case) for case in cases])
+        texts = await asyncio.gather(
+            *[streamed_text(http, body_of(case)) for case in cases]
+        )
         whole = [await answer(http, body_of(case)) for case in cases]
         assert texts == [response["choices"][0]["text"] for response in whole]
         for case, text in zip(cases, texts, strict=True):
@@ -85,7 +61,10 @@ async def test_streams_tell_stable_tokens_alone(server: Server) -> None:
             stop = words[len(words) // 2]
             cut = await answer(http, body_of(case, stop=[stop]))
             assert cut["choices"][0]["text"] == text[: text.index(stop)]
-            assert await stream(http, case, stop=[stop]) == text[: text.index(stop)]
+            assert (
+                await streamed_text(http, body_of(case, stop=[stop]))
+                == text[: text.index(stop)]
+            )
 
 
 @uses_server("llada")

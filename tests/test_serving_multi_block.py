@@ -1,12 +1,12 @@
 """Several blocks in flight over HTTP."""
 
 import asyncio
-import json
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.completions import answer, at_the_top, greedy_body, streamed_text
 from tests.engines import uses_server
 from tests.multi_block_cases import BufferCase, multi_block_cases
 from tests.servers import Server
@@ -20,30 +20,13 @@ def cases_of(server: Server) -> list[BufferCase]:
     return multi_block_cases(server.spec.checkpoint, server.spec.block)
 
 
+NAMES = {"dllm_threshold": "accept_threshold", "dllm_algorithm": "dllm_algorithm"}
+"""Diffulex's, where it has one."""
+
+
 def body_of(case: BufferCase, **changes: Any) -> dict[str, Any]:
-    """Fields at the top level, under Diffulex's names where it has one."""
-    names = {"dllm_threshold": "accept_threshold", "dllm_algorithm": "dllm_algorithm"}
-    fields = {
-        names.get(name, name.removeprefix("dllm_")): value
-        for name, value in case.fields.items()
-    }
-    return {
-        "model": Server.MODEL,
-        "prompt": case.prompt,
-        "max_tokens": case.gen_length,
-        "temperature": 0,
-        "ignore_eos": True,
-        "return_token_ids": True,
-        **fields,
-        **case.sampling,
-        **changes,
-    }
-
-
-async def answer(http: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
-    response = await http.post("/v1/completions", json=body)
-    assert response.status_code == 200, response.text
-    return response.json()
+    fields = at_the_top(case.fields, NAMES) | case.sampling
+    return greedy_body(case, **(fields | changes))
 
 
 @uses_server(*ALL)
@@ -62,20 +45,11 @@ async def test_streams_tell_stable_tokens_alone(server: Server) -> None:
     """A token behind a mask that is told early is told out of order."""
     cases = cases_of(server)
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
-        texts = await asyncio.gather(*[stream(http, case) for case in cases])
+        texts = await asyncio.gather(
+            *[streamed_text(http, body_of(case)) for case in cases]
+        )
         whole = [await answer(http, body_of(case)) for case in cases]
     assert texts == [response["choices"][0]["text"] for response in whole]
-
-
-async def stream(http: httpx.AsyncClient, case: BufferCase, **changes: Any) -> str:
-    body, text = body_of(case, stream=True, **changes), ""
-    async with http.stream("POST", "/v1/completions", json=body) as response:
-        async for line in response.aiter_lines():
-            data = line.removeprefix("data: ").strip()
-            if data and data != "[DONE]":
-                choices = json.loads(data)["choices"]
-                text += "".join(choice["text"] for choice in choices)
-    return text
 
 
 @uses_server("sdar16")
@@ -89,7 +63,10 @@ async def test_a_stop_string_in_a_later_block_ends_the_answer(server: Server) ->
             cut = await answer(http, body_of(case, stop=[stop]))
             assert cut["choices"][0]["text"] == text[: text.index(stop)]
             assert cut["choices"][0]["stop_reason"] == stop
-            assert await stream(http, case, stop=[stop]) == text[: text.index(stop)]
+            assert (
+                await streamed_text(http, body_of(case, stop=[stop]))
+                == text[: text.index(stop)]
+            )
 
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tests.checkpoints import derived
+from tests.checkpoints import derived, in_shards
 from tests.engine_config import engine_config, resolved
 from tests.engines import Engine, OneAtATime, tokens_of
 from tests.golden_cases import EOS, GOLDEN, MASK, Case, differences, new_cases
@@ -35,15 +35,7 @@ def released(folder: Path) -> Path:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["mask_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "model.safetensors").unlink()
-    places = {}
-    for number in range(2):
-        file = f"model-{number + 1:05}-of-00002.safetensors"
-        part = dict(sorted(weights.items())[number::2])
-        save_file(part, folder / file, {"format": "pt"})
-        places |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    in_shards(folder, weights)
     return folder
 
 

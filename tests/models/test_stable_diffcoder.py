@@ -8,10 +8,9 @@ from random import Random
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.checkpoints import derived
+from tests.checkpoints import derived, in_shards
 from tests.engine_config import engine_config
 from tests.engines import Engine, OneAtATime, tokens_of
 from tests.golden_cases import EOS, Case, differences, too_many_forwards
@@ -81,15 +80,7 @@ def checkpoint(folder: Path) -> Path:
     settings.pop("mask_token", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    (folder / "model.safetensors").unlink()
-    weights = reference().state_dict()
-    names = sorted(weights)
-    shards = {f"model-{n + 1:05}-of-00002.safetensors": names[n::2] for n in (0, 1)}
-    for file_name, part in shards.items():
-        save_file({n: weights[n] for n in part}, folder / file_name, {"format": "pt"})
-    places = {name: file_name for file_name, part in shards.items() for name in part}
-    index = {"metadata": {}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    in_shards(folder, reference().state_dict())
     return folder
 
 
