@@ -138,6 +138,15 @@ OFFLINE = {
             }
         },
     ),
+    "tiny-llada2-guidance": EngineSpec(
+        str(MODELS / "tiny-llada2"),
+        options={
+            "structured_outputs_config": {
+                "backend": "guidance",
+                "disable_any_whitespace": True,
+            }
+        },
+    ),
     # Neither the budget nor the pages are enough for all requests that have a slot.
     "llada-tight": EngineSpec(
         "llada-pub0",

@@ -46,6 +46,7 @@ def test_a_request_that_says_nothing_gets_the_servers_choices(
         add_block_threshold=0.1,
         token_stability_threshold=0.0,
         delimiter_ids=(),
+        in_runs=False,
     )
 
 
@@ -115,20 +116,23 @@ def test_the_servers_values_are_no_ground_for_refusal(rule: str) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [3, 50])
-@pytest.mark.parametrize("steps", [None, 2])
-@pytest.mark.parametrize("algorithm", ["joint_threshold", "threshold", "sequential"])
-def test_a_grammar_is_followed_one_token_per_step(
-    algorithm: str, steps: int | None, max_tokens: int
-) -> None:
-    """The server's rule decodes in any order, and its steps several tokens at once."""
+def test_structured_output_has_the_rule_that_is_asked_for(max_tokens: int) -> None:
+    """What other requests may ask for, clients send with structured ones too. A short
+    answer is no reason to take several tokens at once that a grammar may not allow."""
     for config in (CONFIG, FULL):
-        fields = {"algorithm": algorithm, "steps": steps}
-        config = config.model_copy(update={**fields, "cap_steps": True})
-        params = decoding_of(with_grammar(), config, max_tokens)
-        assert params.algorithm == "sequential"
-        assert params.parameters == {"steps": params.block_length}
-        own = with_grammar(dllm_algorithm="sequential")
-        assert decoding_of(own, config, max_tokens) == params
+        config = config.model_copy(update={"cap_steps": True, "steps": None})
+        for rule in RULES:
+            decoding = decoding_of(
+                with_grammar(dllm_algorithm=rule), config, max_tokens
+            )
+            revises = rule == "joint_threshold"
+            asked = {"dllm_algorithm": "threshold" if revises else rule}
+            assert decoding.algorithm == resolve(asked, config, max_tokens).algorithm
+            assert decoding.in_runs == (rule != "sequential")
+            block = decoding.block_length
+            assert decoding.parameters.get("steps", block) == block
+        several = with_grammar(dllm_algorithm="sequential", dllm_steps=1)
+        assert decoding_of(several, config, max_tokens).in_runs
 
 
 def test_without_the_length_of_the_answer_a_request_can_be_checked() -> None:

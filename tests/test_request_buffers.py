@@ -68,13 +68,15 @@ def test_a_default_of_several_blocks_is_that_of_requests() -> None:
 
 
 def test_structured_output_takes_one_block() -> None:
-    """A grammar knows what follows the first mask alone. A default of the server must
-    not turn the request into an error."""
+    """A grammar knows what follows a token that is written, or assumed right behind
+    one. A default of the server or of a client must not turn the request into an
+    error."""
     check_sampling_params(with_grammar(), SEVERAL)
     assert resolve(None, SEVERAL, 20, follows_grammar=True).buffer_size == 1
-    check_sampling_params(with_grammar(dllm_buffer_size=1), CONFIG)
-    with pytest.raises(ValueError, match=r"dllm_buffer_size=2 .*structured output"):
-        check_sampling_params(with_grammar(dllm_buffer_size=2), CONFIG)
+    own = {"dllm_buffer_size": 2}
+    check_sampling_params(with_grammar(**own), CONFIG)
+    decoding = resolve(own, CONFIG, 20, follows_grammar=True)
+    assert (decoding.buffer_size, decoding.algorithm) == (1, "threshold")
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,6 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"buffer_size": 2, "algorithm": "margin"}, ["dllm_buffer_size=2", "'margin'"]),
     ({"decoding_strategy": "d2f"}, ["dllm_algorithm='d2f'", "full attention"]),
     ({"remask_threshold": 0.4}, ["remask_threshold=0.4"]),
-    (
-        {"buffer_size": 2, "structured_outputs": {"regex": "w1"}},
-        ["dllm_buffer_size=2", "structured output"],
-    ),
 ]
 
 

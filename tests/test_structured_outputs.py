@@ -14,6 +14,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from tests.engines import Engine, Request, tokens_of, uses, uses_server
 from tests.full_attention import CACHES
 from tests.golden_cases import EOS, MASK, Case, golden_cases, reference_model
+from tests.reference import grammar_runs
 from tests.reference.masks import block_causal
 from tests.reference.nemotron_generate import causal_but_for
 from tests.servers import Server
@@ -44,11 +45,18 @@ BLOCK = 7
 """Of models whose requests choose one."""
 
 
-def request_of(case: Case, words: Words, **sampling: Any) -> Request:
+ONE_BY_ONE = ("sequential", "low_confidence", "random")
+"""Rules that take one token a step of those that are a choice."""
+
+
+def request_of(
+    case: Case, words: Words, rule: str = "sequential", **sampling: Any
+) -> Request:
+    fields = {"dllm_block_length": BLOCK} if case.full_attention else {}
     return case, {
         "max_tokens": ROOM,
         "ignore_eos": False,
-        "extra_args": {"dllm_block_length": BLOCK} if case.full_attention else None,
+        "extra_args": {**fields, "dllm_algorithm": rule},
         "structured_outputs": StructuredOutputsParams(regex=pattern(words)),
         **sampling,
     }
@@ -62,33 +70,78 @@ def requests_of(
     made = []
     for case in rng.sample(cases, count):
         words = some_words(rng, rng.randint(1, 20))
-        made.append((request_of(case, words, **sampling), words))
+        rule = rng.choice(ONE_BY_ONE)
+        made.append((request_of(case, words, rule, **sampling), words))
     return made
 
 
-def best_answer(engine: Engine, prompt: list[int], words: Words) -> list[int]:
-    """From left to right, at each position the best of its words; then the end."""
+def best_answer(
+    engine: Engine, prompt: list[int], words: Words, threshold: float = 1.0
+) -> tuple[list[int], int]:
+    """Tokens and forwards of the reference. With the threshold 1, from left to right,
+    at each position the best of its words; then the end."""
     model, block = reference_model(engine.spec.checkpoint), engine.spec.block
     shift = int(engine.spec.checkpoint.startswith(("dream", "fastdllm2")))
-    ids = list(prompt)
-    for some in [*words, [EOS]]:
-        if engine.spec.checkpoint.startswith("nemotron"):
-            start = len(prompt) + (len(ids) - len(prompt)) // WHOLE * WHOLE
-            shift = int(len(ids) == start)
-            end = start if shift else start + WHOLE
+    is_nemotron = engine.spec.checkpoint.startswith("nemotron")
+    length = WHOLE if is_nemotron else BLOCK
+
+    def block_end(position: int) -> int:
+        if block and not is_nemotron:
+            return (position // block + 1) * block
+        return len(prompt) + round_up(position - len(prompt) + 1, length)
+
+    def predict(ids: list[int], end: int) -> torch.Tensor:
+        whole, args = end, ()
+        if is_nemotron:
+            start = end - WHOLE
+            if len(ids) == start:  # the row before it predicts the first of a block
+                logits = model(torch.tensor(ids), causal_but_for(start, start))[-1:]
+                return torch.nn.functional.pad(logits, (0, 0, 0, WHOLE - 1))
             args = (causal_but_for(start, end),)
         elif block:
-            end = (len(ids) // block + 1) * block
             args = (block_causal(end, block),)
         else:
-            end, args = len(prompt) + round_up(ROOM, BLOCK), ()
-        canvas = torch.tensor(ids + [MASK] * (end - len(ids)))
+            whole = len(prompt) + round_up(ROOM, BLOCK)
+        canvas = torch.tensor(ids + [MASK] * (whole - len(ids)))
         if engine.spec.checkpoint.startswith("llada2"):
             canvas = canvas.unsqueeze(0)
         with torch.inference_mode():
-            logits = model(canvas, *args).view(end, -1)[len(ids) - shift]
-        ids.append(max(some, key=lambda token, row=logits: float(row[token])))
-    return ids[len(prompt) :]
+            logits = model(canvas, *args).view(whole, -1)
+        logits = logits[len(ids) - shift : end - shift].clone()
+        logits[:, list(WORDS)] += LIKES_WORDS
+        return logits
+
+    def is_sure(share: float) -> bool:
+        return share > threshold
+
+    return grammar_runs.answer(predict, prompt, words, EOS, MASK, block_end, is_sure)
+
+
+LIKES_WORDS = 30.0
+"""What is added to the words, so that random weights propose them before they must."""
+BIAS = dict.fromkeys(WORDS, LIKES_WORDS)
+
+
+@uses("sdar4", "sdar16", "llada32", "llada", "dream", "sdar16-tp2")
+def test_runs_are_those_of_the_reference(engine: Engine) -> None:
+    """A token that its rows were not sent for would break a grammar sooner or later,
+    one that is not taken costs a forward."""
+    made = requests_of(engine, 12, logit_bias=BIAS)
+    thresholds = [(0.0, 0.15, 0.3, 0.6)[number % 4] for number in range(len(made))]
+    for ((_, sampling), _), threshold in zip(made, thresholds, strict=True):
+        fields = {"dllm_algorithm": "threshold", "dllm_threshold": threshold}
+        sampling["extra_args"] = sampling["extra_args"] | fields
+    plain = golden_cases(engine.spec.checkpoint, engine.spec.block)[:4]
+    outputs = engine.ask_each([r for r, _ in made] + [(case, {}) for case in plain])
+    answered = [(tokens_of(output), engine.forwards(output)) for output in outputs]
+    expected = [
+        best_answer(engine, case.prompt, words, threshold)
+        for ((case, _), words), threshold in zip(made, thresholds, strict=True)
+    ]
+    assert answered[: len(made)] == expected
+    assert [tokens for tokens, _ in answered[len(made) :]] == [c.tokens for c in plain]
+    tokens, forwards = map(sum, zip(*((len(t), f) for t, f in expected), strict=True))
+    assert tokens > 1.2 * forwards
 
 
 @uses(
@@ -110,7 +163,7 @@ def test_of_what_a_grammar_allows_the_best_is_answered(engine: Engine) -> None:
     for (request, _), case in zip(made, plain, strict=True):
         mixed += [request, (case, {})]
     answers = [tokens_of(output) for output in engine.ask_each(mixed)]
-    expected = [best_answer(engine, case.prompt, words) for (case, _), words in made]
+    expected = [best_answer(engine, case.prompt, words)[0] for (case, _), words in made]
     assert answers[::2] == expected
     assert answers[1::2] == [case.tokens for case in plain]
 
@@ -121,8 +174,28 @@ def test_a_grammar_is_obeyed_after_preemption(engine: Engine) -> None:
     own."""
     made = requests_of(engine, 12)
     outputs = engine.ask_preempting([request for request, _ in made], every=3)
-    expected = [best_answer(engine, case.prompt, words) for (case, _), words in made]
+    expected = [best_answer(engine, case.prompt, words)[0] for (case, _), words in made]
     assert [tokens_of(output) for output in outputs] == expected
+
+
+@uses("sdar16-few-pages", "sdar16-tight", "llada", "dream")
+def test_preemption_does_not_change_runs(engine: Engine) -> None:
+    """What was proposed before it would be lost, and with it the order of an answer."""
+    made = requests_of(engine, 12, logit_bias=BIAS, temperature=1.0, seed=5, logprobs=2)
+    for (case, sampling), _ in made:
+        rule = "threshold" if case.prompt[0] % 2 else "entropy_bounded"
+        sampling["extra_args"] = sampling["extra_args"] | {"dllm_algorithm": rule}
+    requests = [request for request, _ in made]
+    whole, cut = engine.ask_each(requests), engine.ask_preempting(requests, every=2)
+    for first, second, (_, words) in zip(whole, cut, made, strict=True):
+        tokens = tokens_of(first)
+        assert tokens_of(second) == tokens
+        assert len(tokens) == len(words) + 1 and tokens[-1] == EOS
+        logprobs = first.outputs[0].logprobs
+        for token, some, said in zip(tokens, words, logprobs[:-1], strict=False):
+            likely = {other for other, p in said.items() if p.logprob > -1e4}
+            assert token in some and likely <= set(some)
+            assert (said[token].logprob == 0) == (len(some) == 1)
 
 
 @uses("llada", "dream")
@@ -184,7 +257,10 @@ SCHEMA = {
 }
 
 
-@uses("tiny-llada")
+FAST = {"dllm_algorithm": "threshold", "dllm_threshold": 0.1}
+
+
+@uses("tiny-llada", "tiny-llada2-guidance")
 def test_json_is_json_at_any_temperature(engine: Engine) -> None:
     """One token that a schema does not allow, and no client can read the answer."""
     prompt = tokenizer.build().encode(tokenizer.render([("Copy: abc", "")])).ids
@@ -208,15 +284,20 @@ def test_json_is_json_at_any_temperature(engine: Engine) -> None:
         for kind in kinds
         for seed, temperature in enumerate((0.0, 1.0, 2.0))
     ]
+    requests = [
+        (case, {**sampling, "extra_args": fields})
+        for case, sampling in requests
+        for fields in (None, FAST, {"dllm_steps": 4})
+    ]
     answers = [output.outputs[0] for output in engine.ask_each(requests)]
     texts = [answer.text for answer in answers]
     assert {answer.finish_reason for answer in answers} == {"stop"}
-    for text in texts[:3]:
+    for text in texts[:9]:
         answer = json.loads(text)
         assert answer.keys() == {"name", "years"} and len(answer["years"]) <= 3
         assert answer["name"] in ("ada", "grace")
-    assert set(texts[3:6]) <= {"left", "right", "straight on"}
-    assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[6:])
+    assert set(texts[9:18]) <= {"left", "right", "straight on"}
+    assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[18:])
 
 
 @uses_server("sdar16", "llada")

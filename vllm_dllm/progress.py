@@ -21,6 +21,10 @@ class Progress:
     plan: Plan
     max_nfe: int | None
     """Denoising forwards that it may take."""
+    in_runs: bool = False
+    """Whether it is structured output of several tokens a step (runs.py)."""
+    candidates: list[int] = field(default_factory=list)
+    """What its last step proposed for the canvas, if it is."""
     mark: int | None = None
     """What the plan remembers of the last step."""
     forwards: ForwardCount = field(default_factory=ForwardCount)

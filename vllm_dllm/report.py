@@ -47,13 +47,15 @@ class StepReport:
     drafts: dict[str, Draft] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)
     """What plans remember of the step (`Plan.mark`) where only the worker knows it."""
+    candidates: dict[str, list[int]] = field(default_factory=dict)
+    """What is proposed for the rest of the block, of requests decoded in runs."""
     revised: int = 0
     """Tokens replaced by others, in all requests."""
 
     @property
     def is_worth_sending(self) -> bool:
-        parts = (self.trajectories, self.drafts, self.marks, self.revised)
-        return any(map(bool, parts))
+        parts = (self.trajectories, self.drafts, self.marks, self.candidates)
+        return any(map(bool, (*parts, self.revised)))
 
     def attach(self, output: ModelRunnerOutput) -> None:
         output.dllm_report = self

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vllm_dllm import span
-from vllm_dllm.decoding.registry import BUFFERED, get_rule
+from vllm_dllm.decoding.registry import BUFFERED, OWN_ATTENTION, get_rule
 from vllm_dllm.params import (
     BUFFER_FIELDS,
     FIELDS_OF_RULES,
@@ -34,9 +34,10 @@ MAX_REMEMBERED = 256 * 256
 for that in every slot."""
 MAX_CREDIT_BLOCK = 256
 """credit keeps a token and a number for each pair of positions of a block."""
-GRAMMAR_RULE = "sequential"
-"""What decodes an answer that has to follow a grammar, one token per step: what the
-grammar allows at a position is known when all tokens before it are."""
+GRAMMAR_RULE = "threshold"
+"""Decides how much of an answer that has to follow a grammar is written at once, where
+the rule that was asked for revises, which is too late for a grammar, or has many blocks
+under denoising."""
 
 
 def decoding_of(
@@ -58,20 +59,23 @@ def resolve(
     Raises:
         ValueError: as `wishes_of`, and for a block that becomes too long.
     """
+    if follows_grammar:
+        # A step may have found one position alone: it need not take several because
+        # the answer is short.
+        config = config.model_copy(update={"cap_steps": False})
     wishes = wishes_of(extra_args, config, follows_grammar)
     rule, size = rule_of(wishes, config), wishes.buffer_size
     regime = regime_of(config.facts, rule)
     block = regime.block_of_an_answer(wishes, config, max_tokens)
     refuse_long_credit(rule, block)
-    if follows_grammar:
-        steps = block
-    else:
-        steps = regime.steps_of_a_block(wishes, config, block, max_tokens)
+    steps = regime.steps_of_a_block(wishes, config, block, max_tokens)
     if "time" in get_rule(rule).needs:
         if f"{PREFIX}steps" in (extra_args or {}):
             refuse_idle_steps(wishes, steps, block)
         steps = min(steps, max(MAX_STEPS, block))
-    return Decoding.of(wishes, rule, block, steps, size)
+    one_by_one = rule == "sequential" and steps >= block
+    in_runs = follows_grammar and not one_by_one
+    return Decoding.of(wishes, rule, block, steps, size, in_runs)
 
 
 def wishes_of(
@@ -100,8 +104,6 @@ def wishes_of(
         wishes = DllmParams(**{**config.request_defaults(), **own})
     except ValidationError as error:
         raise ValueError(describe(error, DllmParams, PREFIX)) from None
-    if follows_grammar:
-        wishes = _decode_in_order(wishes, own)
     wishes = _with_buffer(wishes, own, config)
     rule = rule_of(wishes, config)
     refuse_strange_moves(rule, config)
@@ -128,7 +130,7 @@ def wishes_of(
     if (block := wishes.block_length or config.block_size) is not None:
         refuse_long_credit(rule, block)
         refuse_long_edits(rule, block, wishes.max_post_steps)
-    return wishes
+    return _from_the_left(wishes, config) if follows_grammar else wishes
 
 
 def rule_of(wishes: DllmParams, config: "DllmConfig") -> str:
@@ -164,17 +166,17 @@ def _with_buffer(
     return wishes.model_copy(update={"buffer_size": 1})
 
 
-def _decode_in_order(wishes: DllmParams, own: dict[str, Any]) -> DllmParams:
-    """Replace the server's rule and steps; the request's own can only be refused."""
-    in_order = {"algorithm": GRAMMAR_RULE, "steps": None, "buffer_size": 1}
-    for name, only in in_order.items():
-        if name in own and getattr(wishes, name) != only:
-            raise ValueError(
-                f"{PREFIX}{name}={quoted(own[name])} is not possible with structured "
-                f"output, which is decoded from left to right, one token per step "
-                f"({PREFIX}algorithm={GRAMMAR_RULE!r}); leave it out"
-            )
-    return wishes.model_copy(update=in_order)
+def _from_the_left(wishes: DllmParams, config: "DllmConfig") -> DllmParams:
+    """What they mean with structured output, which is written from left to right.
+
+    Nothing is refused that a request without it may ask for: clients have fields that
+    they send with all their requests.
+    """
+    wishes = wishes.model_copy(update={"buffer_size": 1})
+    rule = rule_of(wishes, config)
+    if get_rule(rule).revises or rule in OWN_ATTENTION:
+        return wishes.model_copy(update={"algorithm": GRAMMAR_RULE})
+    return wishes
 
 
 def refuse_soft_tokens(rule: str, config: "DllmConfig") -> None:

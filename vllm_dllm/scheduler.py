@@ -21,6 +21,7 @@ from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
+from vllm_dllm.runs import Run, Runs, attach, run_of
 from vllm_dllm.span import Span
 
 
@@ -50,7 +51,9 @@ class BlockDiffusionScheduler(Scheduler):
         plan = plan_of(
             decoding, self.config, request.num_prompt_tokens, request.max_tokens
         )
-        progress = self.progress[request] = Progress(plan, decoding.max_nfe)
+        progress = self.progress[request] = Progress(
+            plan, decoding.max_nfe, decoding.in_runs
+        )
         super().add_request(request)
         request.spec_decode_metrics = progress.forwards
 
@@ -111,6 +114,7 @@ class BlockDiffusionScheduler(Scheduler):
         # Runs last in schedule(), before the lengths are added to the counts.
         drafts = scheduler_output.scheduled_spec_decode_tokens
         spans: dict[str, Span] = {}
+        runs: Runs = {}
         for req_id, length in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[req_id]
             wanted = self._whole_span(request, request.num_computed_tokens)
@@ -118,10 +122,16 @@ class BlockDiffusionScheduler(Scheduler):
             spans[req_id] = planned
             if planned.canvas:
                 # That there are any tells the worker to decide some.
-                drafts[req_id] = [-1] * min(planned.canvas, self.num_spec_tokens)
+                room, run = min(planned.canvas, self.num_spec_tokens), Run()
+                if self.progress[request].in_runs:
+                    candidates = self.progress[request].candidates
+                    manager = self.structured_output_manager
+                    run = runs[req_id] = run_of(request, candidates, room, manager)
+                drafts[req_id] = [*run.tokens, *[-1] * (room - len(run.tokens))]
             else:
                 drafts.pop(req_id, None)
         StepPlan.plan(spans).attach(scheduler_output)
+        attach(runs, scheduler_output)
         super()._update_after_schedule(scheduler_output)
 
     def update_from_output(
@@ -139,6 +149,9 @@ class BlockDiffusionScheduler(Scheduler):
         for req_id, steps in report.trajectories.items():
             if req_id in followed:
                 followed[req_id][1].trajectory.extend(steps)
+        for req_id, candidates in report.candidates.items():
+            if req_id in followed:
+                followed[req_id][1].candidates = candidates
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for req_id, (request, progress) in followed.items():
             if RequestStatus.is_finished(request.status):

@@ -32,6 +32,8 @@ class Decoding:
     add_block_threshold: float
     token_stability_threshold: float
     delimiter_ids: tuple[int, ...]
+    in_runs: bool
+    """Whether it is structured output of several tokens a step (runs.py)."""
 
     @classmethod
     def of(
@@ -41,6 +43,7 @@ class Decoding:
         block_length: int,
         steps: int,
         buffer_size: int = 1,
+        in_runs: bool = False,
     ) -> Self:
         """What is wished, with the answers to what a wish leaves open."""
         values = wishes.model_dump() | {"steps": steps}
@@ -64,4 +67,5 @@ class Decoding:
                 wishes.token_stability_threshold if buffer_size > 1 else 0.0
             ),
             delimiter_ids=tuple(wishes.delimiter_ids),
+            in_runs=in_runs,
         )

@@ -111,6 +111,56 @@ async def test_such_a_token_can_be_looked_up(added: Server) -> None:
     assert TOKEN in answer.json()["tokens"]
 
 
+# Structured output
+
+RESULT = {
+    "type": "object",
+    "properties": {"result": {"type": "integer"}},
+    "required": ["result"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"dllm_threshold": 0.9},
+        {"dllm_steps": 8, "dllm_buffer_size": 2},
+        {"dllm_algorithm": "joint_threshold", "dllm_edit_threshold": 0.5},
+        {"dllm_algorithm": "entropy_bounded"},
+    ],
+)
+async def test_json_comes_several_tokens_at_a_time(
+    added: Server, fields: dict[str, Any]
+) -> None:
+    """Fields that a client sends with all its requests would fail the structured ones,
+    or be ignored by them."""
+    body = {
+        "model": Server.MODEL,
+        "messages": [{"role": "user", "content": "Solve: 12 + 30. Answer in JSON."}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": RESULT},
+        },
+        "temperature": 0,
+        "max_tokens": 60,
+        "vllm_xargs": fields,
+    }
+    async with httpx.AsyncClient(base_url=added.url, timeout=60) as http:
+        whole = await http.post("/v1/chat/completions", json=body)
+        assert whole.status_code == 200, whole.text
+        streamed = await http.post(
+            "/v1/chat/completions", json={**body, "stream": True}
+        )
+    assert whole.json()["choices"][0]["message"]["content"] == '{"result": 42}'
+    usage = whole.json()["usage"]
+    assert usage["completion_tokens"] >= 3 * usage["nfe"]
+    pieces = [json.loads(x[5:]) for x in streamed.text.split("\n\n")[:-2] if x]
+    texts = [piece["choices"][0]["delta"].get("content") for piece in pieces]
+    assert "".join(text or "" for text in texts) == '{"result": 42}'
+
+
 # Tools
 
 EMPTY = {"type": "object", "properties": {}}

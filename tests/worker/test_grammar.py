@@ -9,7 +9,8 @@ from vllm.v1.core.sched.output import GrammarOutput
 
 from tests.worker.blocks import input_batch_of
 from tests.worker.desk import MASK, Desk
-from vllm_dllm.worker.grammar import exclude_ungrammatical
+from vllm_dllm.runs import Run
+from vllm_dllm.worker.grammar import Reach, exclude_ungrammatical, show_forced
 
 BLOCK, VOCAB, SLOTS = 8, 70, 6
 WORDS = -(-VOCAB // 32)
@@ -28,7 +29,8 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     whole_blocks: bool, seed: int
 ) -> None:
     """On a GPU rows are those of whole blocks, on CPU those of masks; a request in the
-    middle of its prompt has none, and vLLM sends a row of bits for it all the same."""
+    middle of its prompt has none, and vLLM sends a row of bits for it all the same. A
+    run has one more than it has tokens, vLLM sends one for each position."""
     rng = random.Random(seed)
     desk = Desk("block-causal", SLOTS, BLOCK)
     desk.slots.canvas.whole_blocks = whole_blocks
@@ -46,11 +48,17 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
 
     req_ids = input_batch.req_ids
     with_grammar = rng.sample(range(5), 3)
-    bits, allowed = [], {}
+    bits: list[list[int]] = []
+    allowed: dict[tuple[int, int], set[int]] = {}
+    runs = spans.runs = [Run() for _ in known]
     for index in with_grammar:
-        allowed[index] = set(rng.sample(range(VOCAB), 9)) - {MASK}
-        bits.append(bits_of(allowed[index]))
-        bits += [[-1] * WORDS] * (max(1, int(num_drafts[index])) - 1)
+        room, first = int(num_drafts[index]), known[index] % BLOCK
+        runs[index] = Run((7, 8, 9, 10)[: rng.randint(0, room)])
+        for ahead in range(max(1, room)):
+            some = set(rng.sample(range(VOCAB), rng.choice([1, 9]))) - {MASK}
+            bits.append(bits_of(some))
+            if room and ahead <= len(runs[index].tokens):
+                allowed[index, first + ahead] = some
     grammar = GrammarOutput(
         [req_ids[index] for index in with_grammar], np.array(bits, dtype=np.int32), None
     )
@@ -59,9 +67,71 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     logits = torch.randn(len(rows), VOCAB)
     expected = logits.clone()
     for row, (index, column) in enumerate(rows):
-        first = known[index] % BLOCK
-        if index in allowed and active[index] and column == first:
-            for token in set(range(VOCAB)) - allowed[index]:
-                expected[row, token] = -torch.inf
-    exclude_ungrammatical(logits, batch, grammar, req_ids, num_drafts)
+        for token in set(range(VOCAB)) - allowed.get(
+            (index, column), set(range(VOCAB))
+        ):
+            expected[row, token] = -torch.inf
+    reach = exclude_ungrammatical(logits, batch, grammar, req_ids, num_drafts)
     assert torch.equal(logits, expected)
+    if reach is None:
+        assert not allowed
+        return
+    assert set(map(tuple, reach.has_bits.nonzero().tolist())) == allowed.keys()
+    for (index, column), some in allowed.items():
+        ahead = column - known[index] % BLOCK
+        assert reach.follows[index] and reach.forced[index, column] == (len(some) == 1)
+        assert int(reach.assumed[index, column]) == [*runs[index].tokens, -1][ahead]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_run_is_written_as_far_as_it_holds(seed: int) -> None:
+    """A token whose bits were for another one before it, or behind a gap, breaks the
+    grammar; if nothing is written, the request never ends."""
+    rng, width = random.Random(seed), 7
+    follows = [rng.random() < 0.8 for _ in range(6)]
+    first = [rng.randrange(width) for _ in follows]
+    sent = [rng.randint(1, width - column) for column in first]
+    shape = len(follows), width
+    candidate = torch.randint(3, shape, generator=torch.Generator().manual_seed(seed))
+    assumed = torch.where(torch.rand(shape) < 0.7, candidate, candidate + 1)
+    has_bits = torch.zeros(shape, dtype=torch.bool)
+    for row, (column, count) in enumerate(zip(first, sent, strict=True)):
+        has_bits[row, column : column + count * follows[row]] = True
+    forced = has_bits & (torch.rand(shape) < 0.4)
+    reach = Reach(torch.tensor(follows).unsqueeze(1), has_bits, forced, assumed)
+    choice = reach.to_choose_from(candidate)
+    wanted = torch.rand(shape) < 0.5
+    write = reach.from_the_left(wanted & choice, candidate)
+    for row, follow in enumerate(follows):
+        if not follow:
+            assert choice[row].all() and torch.equal(write[row], wanted[row])
+            continue
+        may, written, holds, unwanted = set(), set(), True, False
+        for column in range(first[row], first[row] + sent[row]):
+            if not forced[row, column]:
+                unwanted |= not wanted[row, column]
+                holds &= not may or not unwanted
+                may.add(column)
+            if holds:
+                written.add(column)
+            if candidate[row, column] != assumed[row, column]:
+                break
+        assert set(choice[row].nonzero().flatten().tolist()) == may
+        assert set(write[row].nonzero().flatten().tolist()) == written
+        assert written
+
+
+def test_forced_tokens_are_shown_to_the_model() -> None:
+    """What comes after them would be decided without them."""
+    desk = Desk("block-causal", SLOTS, BLOCK)
+    known = [9, 4, 13]
+    requests = [desk.add(f"r{n}", [5] * length) for n, length in enumerate(known)]
+    input_batch = input_batch_of(desk, requests, known)
+    spans = desk.slots.layout.lay_out(input_batch, torch.tensor(known))
+    spans.runs = [Run((11, 12, 13), 2), Run((14,)), Run((15, 16, 17), 3)]
+    show_forced(spans, desk.all_token_ids)
+    blocks = desk.slots.canvas.tokens.values
+    ids = desk.slots.layout.token_ids(spans, blocks, desk.all_token_ids)
+    right = spans.position >= spans.known[spans.owner]
+    canvas = [ids[right & (spans.owner == n)].tolist() for n in range(3)]
+    assert canvas == [[11, 12] + [MASK] * 5, [MASK] * 4, [15, 16, 17]]

@@ -10,6 +10,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from vllm_dllm.progress import StepPlan
+from vllm_dllm.runs import sent_with
 from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.stages import Stages
@@ -64,7 +65,8 @@ class DenoisingModelRunner(GPUModelRunner):
     ) -> InputBatch:
         input_batch = super().prepare_inputs(scheduler_output, *args, **kwargs)
         StepPlan.of(scheduler_output).tell(input_batch)
-        self.model_state.lay_out(input_batch, self.req_states)
+        runs = sent_with(scheduler_output)
+        self.model_state.lay_out(input_batch, self.req_states, runs)
         return input_batch
 
     @torch.inference_mode()

@@ -18,7 +18,9 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.regimes.registry import regime_of
+from vllm_dllm.runs import Run, Runs
 from vllm_dllm.worker.embeddings import Embeddings
+from vllm_dllm.worker.grammar import show_forced
 from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.slots import Slots
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -67,7 +69,9 @@ class DenoisingModelState(ModelState):
         # Asked of models that see more than text; see `prepare_inputs`.
         return None
 
-    def lay_out(self, input_batch: InputBatch, req_states: RequestState) -> None:
+    def lay_out(
+        self, input_batch: InputBatch, req_states: RequestState, runs: Runs
+    ) -> None:
         """Find what the step forwards; everything else of the step reads it.
 
         Before the pages of its tokens are looked up, because the second branch of a
@@ -76,7 +80,10 @@ class DenoisingModelState(ModelState):
         known = req_states.total_len.gpu[input_batch.idx_mapping].long()
         spans = self.slots.layout.lay_out(input_batch, known)
         blocks = self.slots.canvas.tokens.values
-        self.slots.layout.arrange(spans, blocks).attach(input_batch)
+        spans = self.slots.layout.arrange(spans, blocks)
+        spans.runs = [runs.get(req_id, Run()) for req_id in input_batch.req_ids]
+        show_forced(spans, req_states.all_token_ids.gpu)
+        spans.attach(input_batch)
 
     def prepare_inputs(
         self, input_batch: InputBatch, req_states: RequestState

@@ -19,7 +19,7 @@ from vllm_dllm.worker.bonus import with_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.decision import StepDecision
 from vllm_dllm.worker.emission import emit
-from vllm_dllm.worker.grammar import exclude_ungrammatical
+from vllm_dllm.worker.grammar import Reach, exclude_ungrammatical
 from vllm_dllm.worker.moves import another_token, merged, without_moves
 from vllm_dllm.worker.rule_tables import needs_of
 from vllm_dllm.worker.slots import Slots
@@ -114,12 +114,13 @@ class DenoisingSampler:
             guided = batch.guided_rows()
             request = batch.request[guided]
             logits = batch.spans.branches.guide(logits, guided, request)
+        reach = None
         if grammar is not None:
             num_drafts = input_batch.num_draft_tokens_per_req
-            exclude_ungrammatical(
+            reach = exclude_ungrammatical(
                 logits, batch, grammar, input_batch.req_ids, num_drafts
             )
-        decision = self.decide(logits, batch)
+        decision = self.decide(logits, batch, reach)
         if self.publish is not None:
             self.publish(decision)
         if self.logprobs.kept:
@@ -134,6 +135,7 @@ class DenoisingSampler:
             batch=batch,
             write=decision.write,
             changed=decision.changed,
+            candidate=decision.candidate,
             count=count,
             revises=revises,
             opened=self.buffers.opened[batch.spans.slot],
@@ -147,12 +149,15 @@ class DenoisingSampler:
             num_rejected=self._rows_back(batch.spans, count),
         )
 
-    def decide(self, logits: torch.Tensor, batch: CanvasBatch) -> StepDecision:
+    def decide(
+        self, logits: torch.Tensor, batch: CanvasBatch, reach: Reach | None = None
+    ) -> StepDecision:
         """Ask the rules which positions are written, and with what.
 
         Args:
             logits: [rows, vocab], those of `batch.cell`; left as they are but for the
                 mask's column.
+            reach: what grammars let the step write; None without any.
         """
         spans, mask = batch.spans, self.canvas.mask_token_id
         all_token_ids = self.req_states.all_token_ids.gpu
@@ -180,7 +185,12 @@ class DenoisingSampler:
         canvas_step = self._canvas_step(found, batch, needs)
         canvas_step.still = still
         another = partial(another_token, propose, logits, batch)
+        if reach is not None:
+            choice = reach.to_choose_from(canvas_step.candidate)
+            canvas_step.masked = canvas_step.masked & choice
         decision = self._ask_rules(names, canvas_step, batch, another)
+        if reach is not None:
+            decision.write = reach.from_the_left(decision.write, decision.candidate)
         write = decision.write
         if spans.leads is not None:
             lead = batch.masked & (batch.column == 0)

@@ -22,6 +22,8 @@ class Outcome:
     changed: torch.Tensor
     """[m, width] bool: where what was written is after the step, in which it may have
     moved."""
+    candidate: torch.Tensor
+    """[m, width] int64: what was proposed."""
     count: torch.Tensor
     """[n] int32: tokens handed out."""
     revises: bool
@@ -41,12 +43,15 @@ class Telling:
         """Those that want to see every step of their block."""
         self.awaited: set[int] = set()
         """Those whose next step the scheduler plans by what is open."""
+        self.in_runs: set[int] = set()
+        """Those of which the engine wants to know candidates (runs.py)."""
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         for slots, wanted in (
             (self.traced, decoding.return_trajectory),
             (self.watched, decoding.stream_drafts),
             (self.awaited, isinstance(plan, AfterPrompt)),
+            (self.in_runs, decoding.in_runs),
         ):
             (slots.add if wanted else slots.discard)(slot)
 
@@ -62,14 +67,18 @@ class Telling:
         if batch.found_end is not None:
             ends = zip(step.req_ids, batch.found_end.tolist(), strict=True)
             report.marks |= {req_id: end for req_id, end in ends if end}
+        told = self.traced | self.watched | self.in_runs
         for index, (req_id, slot) in enumerate(zip(step.req_ids, slots, strict=True)):
-            if slot not in self.traced and slot not in self.watched:
+            if slot not in told:
                 continue
             count = int(step.count[index])
             canvas, front = batch.canvas_of, batch.blocks_of(index).start
             if slot in self.traced:
                 decided_at = canvas(index, batch.decided_at)[:count]
                 report.trajectories[req_id] = decided_at.tolist()
+            if slot in self.in_runs and batch.active[front]:
+                candidates = canvas(index, step.candidate)[count:]
+                report.candidates[req_id] = candidates.tolist()
             if slot in self.watched and batch.active[front]:
                 known = int(batch.known[front])
                 tokens = batch.tokens.masked_fill(batch.masked, -1)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from vllm_dllm.runs import Run
 from vllm_dllm.worker.spans.block_rows import BlockRows
 from vllm_dllm.worker.spans.branches import Branches
 
@@ -57,6 +58,9 @@ class SpanBatch:
     first_row: torch.Tensor | None = None
     """First position that a row of the step predicts, the others follow; None where all
     of the block have one."""
+    keeps: torch.Tensor | None = None
+    """[n] bool: later steps read the keys of this one, which may be lost and are made
+    again from the tokens that were known; None if no step of the batch is read."""
     leads: torch.Tensor | None = None
     """[n] bool: the step decides the first position of the block and nothing else,
     whatever the rule says; None if no step of the batch does."""
@@ -75,6 +79,8 @@ class SpanBatch:
     """Whether some request of the batch has blocks whose ends are found."""
     branches: Branches | None = None
     """Unconditional branches; None if no request of the batch is guided."""
+    runs: list[Run] | None = None
+    """[n], on the CPU: what the bits of grammars assume; None if nothing."""
 
     def __len__(self) -> int:
         return len(self.slot)

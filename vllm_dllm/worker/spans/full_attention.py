@@ -81,11 +81,12 @@ class FullAttentionLayout(Layout):
         # A step that decides nothing makes the keys of the block's refresh again, which
         # saw nothing but masks in it.
         spans.shown = torch.where(spans.decides, spans.known, spans.block_start)
+        spans.keeps = (spans.start == 0) & self.keeps_keys[slot]
         if self.shift:
             # No row of a cached step predicts the first position of its block, so a
             # refresh decides that one, and nothing else (Fast-dLLM on Dream).
             spans.first_row = spans.start + self.shift
-            spans.leads = (spans.start == 0) & self.keeps_keys[slot]
+            spans.leads = spans.keeps
         if not self.is_uniform(slot_np):
             branches = spans.branches = place_branches(
                 input_batch,

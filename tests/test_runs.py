@@ -1,0 +1,97 @@
+"""Runs: what is assumed of a structured answer, with the grammars of real backends."""
+
+import random
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.config import VllmConfig
+from vllm.config.diffusion import DiffusionConfig
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.tokenizers import get_tokenizer
+from vllm.v1.request import Request
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
+
+from tests.specs import MODELS
+from vllm_dllm.runs import Run, run_of
+
+CANVAS = 12
+END = 1
+LETTERS = "abcdefgh"
+
+
+@pytest.fixture(scope="module", params=[XgrammarBackend, GuidanceBackend])
+def manager(request: pytest.FixtureRequest) -> Any:
+    """What run_of looks at of vLLM's manager."""
+    config = VllmConfig(diffusion_config=DiffusionConfig(canvas_length=CANVAS))
+    tokenizer = get_tokenizer(str(MODELS / "tiny-llada2"))
+    backend = request.param(config, tokenizer=tokenizer, vocab_size=len(tokenizer))
+    return SimpleNamespace(backend=backend, reasoner_cls=None)
+
+
+def request_of(manager: Any, pattern: str, **sampling: Any) -> Request:
+    params = SamplingParams(
+        max_tokens=40,
+        structured_outputs=StructuredOutputsParams(regex=pattern),
+        **sampling,
+    )
+    params.update_from_generation_config({}, eos_token_id=END)
+    request = Request("r", [5], params, None)
+    request.structured_output_request.grammar = manager.backend.compile_grammar(
+        StructuredOutputOptions.REGEX, pattern, params.all_stop_token_ids
+    )
+    return request
+
+
+def ids_of(manager: Any, letters: Iterable[str]) -> list[int]:
+    return [manager.backend.tokenizer.convert_tokens_to_ids(one) for one in letters]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_it_is_what_is_forced_and_what_was_proposed(manager: Any, seed: int) -> None:
+    """vLLM's walk stops at a token that the grammar does not allow, with an error in
+    the log; a run that stops early costs forwards; one of a changed grammar ends the
+    request."""
+    rng = random.Random(seed)
+    words = [rng.sample(LETTERS, rng.choice([1, 1, 2, 3])) for _ in range(9)]
+    request = request_of(manager, "".join(f"({'|'.join(some)})" for some in words))
+    grammar, begin = request.structured_output_request.grammar, rng.randrange(4)
+    said = "".join(rng.choice(some) for some in words[:begin])
+    assert grammar.accept_tokens("r", ids_of(manager, said))
+    proposed = [
+        rng.choice(some if rng.random() < 0.8 else LETTERS) for some in words[begin:]
+    ][: rng.randrange(9)]
+    room = rng.randint(1, CANVAS)
+    expected, forced = "", 0
+    for ahead, some in enumerate(words[begin:][:room]):
+        only = len(some) == 1
+        if not only and (ahead >= len(proposed) or proposed[ahead] not in some):
+            break
+        forced += only and forced == ahead
+        expected += some[0] if only else proposed[ahead]
+    run = Run(tuple(ids_of(manager, expected)), forced)
+    for _ in range(2):
+        assert run_of(request, ids_of(manager, proposed), room, manager) == run
+    rest = "".join(some[-1] for some in words[begin:])
+    assert grammar.accept_tokens("r", [*ids_of(manager, rest), END])
+    assert run_of(request, ids_of(manager, proposed), room, manager) == Run()
+
+
+def test_it_ends_with_the_answer(manager: Any) -> None:
+    """What lies behind it is never handed out, and may lie behind all tables."""
+    request = request_of(manager, "a{20}")
+    request.max_tokens = 4
+    assert run_of(request, [], CANVAS, manager) == Run(
+        tuple(ids_of(manager, "aaaa")), 4
+    )
+
+
+def test_bad_words_take_one_token_a_step(manager: Any) -> None:
+    """One in the middle of a run may be taken back, and what follows it would stand
+    where the grammar does not allow it."""
+    request = request_of(manager, "aaa")
+    request.sampling_params._bad_words_token_ids = [ids_of(manager, "ab")]
+    assert run_of(request, [], CANVAS, manager) == Run()

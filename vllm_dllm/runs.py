@@ -1,0 +1,113 @@
+"""Runs: several tokens of structured output in one forward.
+
+What a grammar allows at a position is known when all tokens before it are. So some are
+assumed: those that it forces, and candidates of the last step as far as it allows them.
+vLLM's walk along draft tokens gives a row of bits for each position that they reach;
+the worker takes, from the left, what turns out to be as assumed (worker/grammar.py).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.structured_output.backend_guidance import GuidanceGrammar
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
+from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
+
+TAKES_BACK = (XgrammarGrammar, GuidanceGrammar)
+"""Grammars that can take back tokens. vLLM makes those of outlines and of
+lm-format-enforcer without it where no other model drafts."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is assumed of the first positions of a canvas."""
+
+    tokens: tuple[int, ...] = ()
+    """One for each of them, from the left."""
+    forced: int = 0
+    """How many of these, from the left, are the only tokens that the grammar allows."""
+
+
+Runs = dict[str, Run]
+"""By request id; one that is not in it has none."""
+
+
+def attach(runs: Runs, output: SchedulerOutput) -> None:
+    output.dllm_runs = runs
+
+
+def sent_with(output: SchedulerOutput) -> Runs:
+    runs: Runs = getattr(output, "dllm_runs", {})
+    return runs
+
+
+def run_of(
+    request: Request,
+    candidates: list[int],
+    room: int,
+    manager: StructuredOutputManager,
+) -> Run:
+    """The run of a request's next step; the grammar is left as it was.
+
+    Args:
+        candidates: of the last step, from the first position of the canvas on.
+        room: the most positions that it may have.
+    """
+    structured, params = request.structured_output_request, request.sampling_params
+    assert structured is not None and params is not None
+    grammar = structured.grammar
+    if not isinstance(grammar, TAKES_BACK) or params.bad_words_token_ids:
+        # Where tokens make a bad word together, one in the middle would be taken back.
+        return Run()
+    room = min(room, request.max_tokens - request.num_output_tokens)
+    if _is_reasoning(request, manager):
+        return Run(tuple(manager.validate_tokens(request, candidates[:room])))
+    assert manager.backend is not None
+    bits = manager.backend.allocate_token_bitmask(1)
+    words = bits[0].numpy()
+    tokens: list[int] = []
+    forced = 0
+    while len(tokens) < room and not grammar.is_terminated():
+        grammar.fill_bitmask(bits, 0)
+        only = _only_token(words)
+        token = only
+        if only is None:
+            token = next(iter(candidates[len(tokens) :]), None)
+        if token is None or not _allows(words, token):
+            break
+        if token in params.all_stop_token_ids or not _accepts(grammar, request, token):
+            break
+        forced += only is not None and forced == len(tokens)
+        tokens.append(token)
+    if tokens:
+        grammar.rollback(len(tokens))
+    return Run(tuple(tokens), forced)
+
+
+def _is_reasoning(request: Request, manager: StructuredOutputManager) -> bool:
+    """Whether the grammar has not begun yet."""
+    structured = request.structured_output_request
+    assert structured is not None
+    waits = manager.reasoner_cls is not None and not manager.enable_in_reasoning
+    return waits and not structured.reasoning_ended
+
+
+def _accepts(grammar: StructuredOutputGrammar, request: Request, token: int) -> bool:
+    return grammar.accept_tokens(request.request_id, [token])
+
+
+def _allows(words: npt.NDArray[np.int32], token: int) -> bool:
+    return bool(int(words[token // 32]) >> token % 32 & 1)
+
+
+def _only_token(words: npt.NDArray[np.int32]) -> int | None:
+    """The one token that is allowed, None if there are more or none."""
+    places = words.nonzero()[0]
+    word = int(words[places[0]]) & 0xFFFFFFFF if len(places) == 1 else 0
+    if word.bit_count() != 1:
+        return None
+    return int(places[0]) * 32 + word.bit_length() - 1
