@@ -8,7 +8,7 @@ from vllm.sampling_params import SamplingParams
 from tests.wishes import CONFIG, FACTS, FULL, WHOLE, with_grammar
 from vllm_dllm.admission import check_sampling_params
 from vllm_dllm.config import DllmConfig, Facts
-from vllm_dllm.decoding.registry import ALIASES, RULES, get_rule
+from vllm_dllm.decoding.registry import ALIASES, NAMES, RULES, get_rule
 from vllm_dllm.models.registry import FAMILIES
 from vllm_dllm.params import (
     BUFFER_FIELDS,
@@ -121,12 +121,15 @@ def test_structured_output_has_the_rule_that_is_asked_for(max_tokens: int) -> No
     answer is no reason to take several tokens at once that a grammar may not allow."""
     for config in (CONFIG, FULL):
         config = config.model_copy(update={"cap_steps": True, "steps": None})
-        for rule in RULES:
+        moves = {"delete_token_id": 7, "split_token_id": 8}
+        config = config.with_facts(config.facts.model_copy(update=moves))
+        names = [name for name in NAMES if name != "d2f" or config.facts.full_attention]
+        for rule in names:
             decoding = decoding_of(
                 with_grammar(dllm_algorithm=rule), config, max_tokens
             )
-            revises = rule == "joint_threshold"
-            asked = {"dllm_algorithm": "threshold" if revises else rule}
+            other = rule in ("joint_threshold", "joint_threshold_indel", "d2f")
+            asked = {"dllm_algorithm": "threshold" if other else rule}
             assert decoding.algorithm == resolve(asked, config, max_tokens).algorithm
             assert decoding.in_runs == (rule != "sequential")
             block = decoding.block_length
