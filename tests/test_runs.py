@@ -12,7 +12,11 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.tokenizers import get_tokenizer
 from vllm.v1.request import Request
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
-from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+from vllm.v1.structured_output.backend_outlines import OutlinesBackend
+from vllm.v1.structured_output.backend_types import (
+    StructuredOutputBackend,
+    StructuredOutputOptions,
+)
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
 from tests.specs import MODELS
@@ -23,13 +27,17 @@ END = 1
 LETTERS = "abcdefgh"
 
 
-@pytest.fixture(scope="module", params=[XgrammarBackend, GuidanceBackend])
-def manager(request: pytest.FixtureRequest) -> Any:
+def manager_of(backend: type[StructuredOutputBackend]) -> Any:
     """What run_of looks at of vLLM's manager."""
     config = VllmConfig(diffusion_config=DiffusionConfig(canvas_length=CANVAS))
     tokenizer = get_tokenizer(str(MODELS / "tiny-llada2"))
-    backend = request.param(config, tokenizer=tokenizer, vocab_size=len(tokenizer))
-    return SimpleNamespace(backend=backend, reasoner_cls=None)
+    made = backend(config, tokenizer=tokenizer, vocab_size=len(tokenizer))
+    return SimpleNamespace(backend=made, reasoner_cls=None)
+
+
+@pytest.fixture(scope="module", params=[XgrammarBackend, GuidanceBackend])
+def manager(request: pytest.FixtureRequest) -> Any:
+    return manager_of(request.param)
 
 
 def request_of(manager: Any, pattern: str, **sampling: Any) -> Request:
@@ -50,7 +58,7 @@ def ids_of(manager: Any, letters: Iterable[str]) -> list[int]:
     return [manager.backend.tokenizer.convert_tokens_to_ids(one) for one in letters]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(15))
 def test_it_is_what_is_forced_and_what_was_proposed(manager: Any, seed: int) -> None:
     """vLLM's walk stops at a token that the grammar does not allow, with an error in
     the log; a run that stops early costs forwards; one of a changed grammar ends the
@@ -95,3 +103,10 @@ def test_bad_words_take_one_token_a_step(manager: Any) -> None:
     request = request_of(manager, "aaa")
     request.sampling_params._bad_words_token_ids = [ids_of(manager, "ab")]
     assert run_of(request, [], CANVAS, manager) == Run()
+
+
+def test_a_grammar_that_takes_back_no_token_has_no_run() -> None:
+    """vLLM's walk would end the engine, or leave the grammar somewhere else."""
+    manager = manager_of(OutlinesBackend)
+    request = request_of(manager, "aaa")
+    assert run_of(request, ids_of(manager, "aaa"), CANVAS, manager) == Run()
