@@ -116,7 +116,7 @@ def exclude_ungrammatical(
 
 
 def show_forced(spans: SpanBatch, all_token_ids: torch.Tensor) -> None:
-    """Show the model the tokens that grammars force at the begin of a canvas: they cost
+    """Show the model the tokens that grammars force at the start of a canvas: they cost
     no forward, and what comes after them is decided as if they were known.
 
     Not in a step whose keys are read later: made again, they would be others.
@@ -156,8 +156,7 @@ def _rows_of_bits(grammar: GrammarOutput, num_drafts: np.ndarray) -> np.ndarray:
 def _rows_of(
     batch: CanvasBatch, block: torch.Tensor, column: torch.Tensor
 ) -> torch.Tensor:
-    """[m] int64: the rows of logits of some positions of canvases right of which there
-    are masks alone.
+    """[m] int64: the rows of logits of some masks of canvases that are nothing else.
 
     These have a row in every step: with shifted logits, a refresh decides the first
     position of a block, and later steps begin after it.

@@ -76,13 +76,16 @@ class DenoisingModelState(ModelState):
 
         Before the pages of its tokens are looked up, because the second branch of a
         guided request is moved to its own.
+
+        `runs`: of requests with structured output.
         """
         known = req_states.total_len.gpu[input_batch.idx_mapping].long()
         spans = self.slots.layout.lay_out(input_batch, known)
         blocks = self.slots.canvas.tokens.values
         spans = self.slots.layout.arrange(spans, blocks)
-        spans.runs = [runs.get(req_id, Run()) for req_id in input_batch.req_ids]
-        show_forced(spans, req_states.all_token_ids.gpu)
+        if runs:
+            spans.runs = [runs.get(req_id, Run()) for req_id in input_batch.req_ids]
+            show_forced(spans, req_states.all_token_ids.gpu)
         spans.attach(input_batch)
 
     def prepare_inputs(
