@@ -123,12 +123,12 @@ def test_structured_output_has_the_rule_that_is_asked_for(max_tokens: int) -> No
         config = config.model_copy(update={"cap_steps": True, "steps": None})
         moves = {"delete_token_id": 7, "split_token_id": 8}
         config = config.with_facts(config.facts.model_copy(update=moves))
-        names = [name for name in NAMES if name != "d2f" or config.facts.full_attention]
+        names = NAMES if config.facts.full_attention else RULES
         for rule in names:
             decoding = decoding_of(
                 with_grammar(dllm_algorithm=rule), config, max_tokens
             )
-            other = rule in ("joint_threshold", "joint_threshold_indel", "d2f")
+            other = rule not in RULES or get_rule(rule).revises
             asked = {"dllm_algorithm": "threshold" if other else rule}
             assert decoding.algorithm == resolve(asked, config, max_tokens).algorithm
             assert decoding.in_runs == (rule != "sequential")
