@@ -180,7 +180,7 @@ def test_a_grammar_is_followed_from_left_to_right(engine: Engine) -> None:
             expected.append(max(some, key=logits.tolist().__getitem__))
         [output] = engine.ask(
             [case],
-            extra_args=None,
+            extra_args={"dllm_algorithm": "sequential"},
             structured_outputs=StructuredOutputsParams(regex=regex),
         )
         assert tokens_of(output) == expected
