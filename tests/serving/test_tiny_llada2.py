@@ -126,7 +126,7 @@ RESULT = {
     [
         {},
         {"dllm_threshold": 0.9},
-        {"dllm_steps": 8, "dllm_buffer_size": 2},
+        {"dllm_buffer_size": 2},
         {"dllm_algorithm": "joint_threshold", "dllm_edit_threshold": 0.5},
         {"dllm_algorithm": "entropy_bounded"},
     ],
