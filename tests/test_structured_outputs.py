@@ -95,8 +95,10 @@ def best_answer(
         if is_nemotron:
             start = end - WHOLE
             if len(ids) == start:  # the row before it predicts the first of a block
-                logits = model(torch.tensor(ids), causal_but_for(start, start))[-1:]
-                return torch.nn.functional.pad(logits, (0, 0, 0, WHOLE - 1))
+                with torch.inference_mode():
+                    logits = model(torch.tensor(ids), causal_but_for(start, start))
+                last = logits.view(start, -1)[-1:]
+                return torch.nn.functional.pad(last, (0, 0, 0, WHOLE - 1)).clone()
             args = (causal_but_for(start, end),)
         elif block:
             args = (block_causal(end, block),)
