@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vllm_dllm import span
-from vllm_dllm.decoding.registry import BUFFERED, OWN_ATTENTION, get_rule
+from vllm_dllm.decoding.registry import BUFFERED, get_rule
 from vllm_dllm.params import (
     BUFFER_FIELDS,
     FIELDS_OF_RULES,
@@ -36,8 +36,10 @@ MAX_CREDIT_BLOCK = 256
 """credit keeps a token and a number for each pair of positions of a block."""
 GRAMMAR_RULE = "threshold"
 """Decides how much of an answer that has to follow a grammar is written at once, where
-the rule that was asked for revises, which is too late for a grammar, or has many blocks
-under denoising."""
+the rule that was asked for revises, which is too late for a grammar, or is one of
+`OF_OTHER_BLOCKS`."""
+OF_OTHER_BLOCKS = ("d2f", "adablock")
+"""Rules with many blocks under denoising, or with blocks that end where they find."""
 
 
 def decoding_of(
@@ -174,7 +176,7 @@ def _from_the_left(wishes: DllmParams, config: "DllmConfig") -> DllmParams:
     """
     wishes = wishes.model_copy(update={"buffer_size": 1})
     rule = rule_of(wishes, config)
-    if get_rule(rule).revises or rule in OWN_ATTENTION:
+    if get_rule(rule).revises or rule in OF_OTHER_BLOCKS:
         return wishes.model_copy(update={"algorithm": GRAMMAR_RULE})
     return wishes
 

@@ -63,6 +63,8 @@ def test_without_a_word_the_authors_rule_decodes() -> None:
 def test_linear_spec_is_for_this_model_alone() -> None:
     """Other models have no row that predicts the next token."""
     own = {"dllm_algorithm": "linear_spec", "dllm_block_length": 16}
-    assert resolve(own, resolved(BASE), 100).block_length == 1
+    for follows_grammar in (False, True):
+        decoding = resolve(own, resolved(BASE), 100, follows_grammar)
+        assert (decoding.algorithm, decoding.block_length) == ("linear_spec", 1)
     with pytest.raises(ValueError, match="'linear_spec' is for causal models"):
         resolve({"dllm_algorithm": "linear_spec"}, resolved("sdar-pub0"), 100)
