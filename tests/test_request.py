@@ -250,6 +250,8 @@ def test_names_of_rules_mean_what_the_familys_authors_mean(
     )
     if inclusive and meant == "threshold":
         meant = "confidence_threshold"
+    if architecture == "StableDiffcoderForCausalLM" and meant == "low_confidence":
+        meant = "even_low_confidence"
     if architecture == "Fast_dLLM_QwenForCausalLM" and meant == "threshold":
         meant = "sub_block_threshold"
     if architecture in ("DreamModel", "DiffuLlamaModel") and meant == "entropy":

@@ -206,6 +206,16 @@ def test_a_long_block_is_no_longer_than_the_answer(
     assert resolve(None, wished, max_tokens) == decoding
 
 
+def test_the_last_block_ends_with_the_answer_where_the_authors_cut_it() -> None:
+    """Masks past the end are seen by the tokens before it."""
+    facts = FACTS.model_copy(
+        update={"attention": "block_causal", "cuts_last_block": True}
+    )
+    for config, end in ((CONFIG, span.UNBOUNDED), (CONFIG.with_facts(facts), 23)):
+        grid = plan_of(resolve(None, config, 13), config, 10, 13).grid
+        assert grid == span.Grid(0, config.block, end)
+
+
 def test_no_block_is_longer_than_its_grid() -> None:
     """The worker makes room for whole blocks."""
     infilled = plan(10, suffix_token_ids=[7] * 9)

@@ -46,6 +46,8 @@ class Facts(BaseModel):
     only while it is denoised."""
     shifted_logits: bool = False
     """Whether the row of position p predicts position p + 1."""
+    cuts_last_block: bool = False
+    """Block-causal: whether the last block ends with the answer, wherever that is."""
     clean_confidence: bool = False
     """Whether a token's confidence is its probability before temperature, top-k and
     top-p, and not the one that it was drawn with."""

@@ -36,7 +36,8 @@ CONFIG = {
 MASK = 5
 """The authors' default: no file of a checkpoint says so."""
 PROMPT_LENGTHS = (1, 3, 4, 5, 8, 15, 31, 64, 70)
-GEN_LENGTH = 18
+GEN_LENGTHS = (1, 2, 12, 18, 35)
+"""With the prompts, the last block is cut at each of its positions, or whole."""
 
 
 def reference() -> StableDiffcoder:
@@ -101,17 +102,19 @@ def requests() -> list[Case]:
     fields = (
         {"algorithm": "low_confidence"},
         {"algorithm": "low_confidence", "steps": 2},
+        {"algorithm": "low_confidence", "steps": 3},
         {"algorithm": "threshold", "threshold": 0.4},
     )
     return [
         Case(
             "stable-diffcoder",
             [random.choice([*range(2, MASK), *range(6, 256)]) for _ in range(length)],
-            GEN_LENGTH,
+            gen_length,
             4,
             **rule,
         )
         for length in PROMPT_LENGTHS
+        for gen_length in GEN_LENGTHS
         for rule in fields
     ]
 
@@ -124,15 +127,22 @@ def with_answer(case: Case, model: StableDiffcoder) -> Case:
 
 @pytest.mark.engine
 def test_a_mixed_batch_answers_as_the_reference(engine: Engine) -> None:
-    """A norm of heads, a wrong mask or a strict threshold would give other tokens."""
+    """A norm of heads, a wrong mask or a strict threshold would give other tokens; so
+    would masks behind the answer, and the quota of a whole block beside a prompt."""
     model = reference()
     cases = [with_answer(case, model) for case in requests()]
-    assert len({str(case.tokens) for case in cases}) > 2 * len(PROMPT_LENGTHS), (
+    long = [case for case in cases if case.gen_length == GEN_LENGTHS[-1]]
+    assert len({str(case.tokens) for case in long}) > 2 * len(PROMPT_LENGTHS), (
         "the rules all answer the same: the model is too sure to tell them apart"
     )
     outputs = engine.ask(cases)
     assert differences(cases, [tokens_of(output) for output in outputs]) == []
     assert too_many_forwards(cases, list(map(engine.forwards, outputs))) == []
+    # From shared pages of the prompts, and after the own ones were lost.
+    again = engine.ask_preempting([(case, {}) for case in cases[::3]], every=3)
+    assert differences(cases[::3], [tokens_of(output) for output in again]) == []
+    alone = [tokens_of(engine.ask([case])[0]) for case in long[::4]]
+    assert differences(long[::4], alone) == []
 
 
 def test_a_checkpoint_alone_is_decoded_as_its_authors_do(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Stable-DiffCoder in plain PyTorch: Llama's layers, and its authors' greedy loop.
 
 Independent of vLLM and of transformers. Differences from the authors' `generate_block`:
-the mask id is never a candidate, the last block is a whole one (theirs ends with the
-answer), and nothing ends at an EOS.
+the mask id is never a candidate, `steps` are those of a block, the answer may have any
+length, and nothing ends at an EOS.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ def generate(
     steps: int | None = None,
     threshold: float | None = None,
 ) -> tuple[list[int], int]:
-    """Decode `gen_length` tokens in blocks of the absolute grid.
+    """Decode `gen_length` tokens in blocks of the absolute grid; the last one ends with
+    the answer.
 
     Args:
         steps: forwards of a block; None for one token each.
@@ -59,14 +60,15 @@ def generate(
     """
     block, mask_id = model.config.block_size, model.config.mask_token_id
     start = len(prompt)
-    length = -(-(start + gen_length) // block) * block
+    length = start + gen_length
     sequence = torch.tensor(prompt + [mask_id] * (length - start))
     masked = torch.arange(length) >= start
     allowed = block_causal(length, block)
     forwards = int(start >= block)
-    for end in range((start // block + 1) * block, length + 1, block):
-        inside = slice(end - block, end)
-        step = 0
+    for begin in range(start // block * block, length, block):
+        end = min(begin + block, length)
+        inside, step = slice(begin, end), 0
+        shares = schedule(int(masked[inside].sum()), steps or block)
         while masked[inside].any():
             logits = model(sequence[:end], allowed[:end, :end])[inside]
             forwards += 1
@@ -74,11 +76,10 @@ def generate(
             order = confidence.masked_fill(~masked[inside], -1).argsort(
                 descending=True, stable=True
             )
-            masks = int(masked[inside].sum())
             if threshold is not None:
                 number = max(1, int((confidence >= threshold)[masked[inside]].sum()))
             else:
-                number = min(masks, quota(block, steps or block, step))
+                number = shares[step]
             taken = order[:number]
             sequence[inside][taken] = token[taken]
             masked[inside][taken] = False
@@ -87,9 +88,9 @@ def generate(
     return sequence[start : start + gen_length].tolist(), forwards
 
 
-def quota(block: int, steps: int, step: int) -> int:
-    """Positions of a whole block that a step decodes."""
-    return block // steps + (step < block % steps)
+def schedule(masks: int, steps: int) -> list[int]:
+    """How many of a block's masks each of its steps decodes."""
+    return [masks // steps + (step < masks % steps) for step in range(steps)]
 
 
 def candidates(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:

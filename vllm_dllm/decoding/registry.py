@@ -55,8 +55,11 @@ OF_BUFFERS: dict[str, str] = {
     "BufferedJointThreshold",
 }
 """These; nobody asks for them by name."""
-OF_WINDOWS: dict[str, str] = {"leftmost": "vllm_dllm.decoding.leftmost:Leftmost"}
-"""Nobody asks for these either: what another rule is in a window that slides."""
+OF_FAMILIES: dict[str, str] = {
+    "leftmost": "vllm_dllm.decoding.leftmost:Leftmost",
+    "even_low_confidence": "vllm_dllm.decoding.even_low_confidence:EvenLowConfidence",
+}
+"""Nobody asks for these either: what another rule is to one family alone."""
 
 ALIASES: dict[str, str] = {
     "low_confidence_static": "low_confidence",
@@ -83,8 +86,8 @@ def canonical_name(name: str) -> str:
 
 @cache
 def get_rule(name: str) -> DecodingRule:
-    """The rule called `name`, a canonical name or one `OF_BUFFERS` or `OF_WINDOWS`.
+    """The rule called `name`, a canonical name or one `OF_BUFFERS` or `OF_FAMILIES`.
     Rules hold no state of requests."""
-    rules = RULES | OWN_ATTENTION | OF_BUFFERS | OF_WINDOWS
+    rules = RULES | OWN_ATTENTION | OF_BUFFERS | OF_FAMILIES
     module, _, cls = rules[name].partition(":")
     return getattr(import_module(module), cls)()

@@ -109,7 +109,13 @@ FAMILIES: dict[str, Family] = {
         model="vllm_dllm.models.stable_diffcoder:StableDiffcoderForCausalLM",
         config="StableDiffcoderConfig",
         defaults=_STABLE_DIFFCODER,
-        facts=Facts(rule_names={"threshold": "confidence_threshold"}),
+        facts=Facts(
+            cuts_last_block=True,
+            rule_names={
+                "threshold": "confidence_threshold",
+                "low_confidence": "even_low_confidence",
+            },
+        ),
         mask_tokens=("<[MASK]>",),
         generation=_GREEDY,
     ),

@@ -42,7 +42,9 @@ class BlockCausalRegime(Regime):
     ) -> span.Plan:
         block = decoding.block_length
         if decoding.buffer_size == 1:
-            return span.BlockCausal(span.Grid(0, block, span.UNBOUNDED))
+            cuts = config.facts.cuts_last_block
+            end = prompt_len + max_tokens if cuts else span.UNBOUNDED
+            return span.BlockCausal(span.Grid(0, block, end))
         end = span.round_up(prompt_len + max_tokens, block)
         grid = span.Grid(0, block, end)
         # More blocks than an answer has are never open. One that has a single block

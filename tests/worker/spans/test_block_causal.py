@@ -35,7 +35,8 @@ def seen_by_definition(
     ]
     mask = torch.zeros(len(queries), len(spans) * width).bool()
     for query, (request, position) in enumerate(queries):
-        for key in range((position // block + 1) * block):
+        start, length = spans[request]
+        for key in range(min((position // block + 1) * block, start + length)):
             mask[query, request * width + key] = True
     return mask
 
@@ -60,6 +61,10 @@ def test_every_query_sees_its_block_and_all_before_it(block: int, seed: int) -> 
         for _ in range(rng.randint(1, 6))
     ]
     check(spans, block)
+    # Blocks that end with an answer; and the warm-up's, which end anywhere.
+    cut = [(start, length - rng.randrange(block)) for start, length in spans]
+    check(cut, block)
+    check(cut, block, padding=2)
 
 
 @pytest.mark.parametrize(
@@ -120,17 +125,6 @@ def test_a_cuda_graph_finds_a_block_of_each_request_where_it_was(padding: int) -
     assert rows.max_query_len == 4
 
 
-def test_a_dummy_batch_has_one_row_per_request() -> None:
-    """Profiling runs spans of any length, which no whole number of blocks covers."""
-    spans = [(0, 5), (0, 4), (0, 3)]
-    rows = block_causal_rows(a_batch(spans, padding=2), 3, 4)
-    assert owners(rows) == [0, 1, 2]
-    assert rows.query_start.tolist() == [0, 5, 9, 12]
-    assert rows.query_start.dtype == torch.int32
-    assert rows.seq_lens.tolist() == [5, 4, 3]
-    assert rows.max_query_len == 5
-
-
 def test_the_batch_is_left_as_it_was() -> None:
     """vLLM goes on with the same arrays."""
     spans = [(8, 8), (0, 4)]
@@ -148,15 +142,16 @@ def test_no_batch_has_more_rows_than_buffers_are_made_for(seed: int) -> None:
     """A backend writes a number for each row, and there is no room behind the last."""
     rng = random.Random(seed)
     block, max_tokens = rng.choice([4, 16, 32]), 512
-    lengths = [block * rng.randint(1, 8) for _ in range(rng.randint(1, 16))]
+    lengths = [rng.randint(1, 8 * block) for _ in range(rng.randint(1, 16))]
     while sum(lengths) > max_tokens:
         lengths.pop()
     config = Desk("block-causal", block=block).config
     most = BlockCausalLayout.max_rows(config, len(lengths), max_tokens)
     rows = block_causal_rows(a_batch([(0, n) for n in lengths]), len(lengths), block)
     assert rows.num_rows <= most
-    one_long = block_causal_rows(a_batch([(0, max_tokens)]), 1, block)
-    assert one_long.num_rows == BlockCausalLayout.max_rows(config, 2, max_tokens)
-    # Spans of vLLM's warm-up are shorter than a block.
-    odd = block_causal_rows(a_batch([(0, 1)] * 300), 300, block)
-    assert odd.num_rows == BlockCausalLayout.max_rows(config, 300, max_tokens)
+    # As many requests as begin another row with one token.
+    ragged = [block + 1] * (max_tokens // (block + 1))
+    rows = block_causal_rows(a_batch([(0, n) for n in ragged]), len(ragged), block)
+    assert rows.num_rows == 2 * len(ragged)
+    most = BlockCausalLayout.max_rows(config, len(ragged), max_tokens)
+    assert rows.num_rows <= most <= 2 * len(ragged) + 1

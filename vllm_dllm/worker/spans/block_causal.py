@@ -3,9 +3,11 @@
 A query at position p sees the keys of its own block and of all blocks before it. So a
 span of k blocks is handed to the backend as k rows of `block` queries each, where row j
 ends at the end of its block: its keys are those of the earlier blocks (from the cache,
-or written by this same forward) and its own.
+or written by this same forward) and its own. A last block that ends with the answer is
+a row of fewer queries.
 """
 
+import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -31,7 +33,8 @@ class BlockCausalLayout(Layout):
 
     @staticmethod
     def max_rows(config: DllmConfig, max_num_reqs: int, max_num_tokens: int) -> int:
-        return max(max_num_tokens // config.block, max_num_reqs)
+        # Each request may have a block that is not a whole one.
+        return (max_num_tokens + max_num_reqs * (config.block - 1)) // config.block
 
     @staticmethod
     def max_logit_rows(
@@ -73,28 +76,30 @@ def block_causal_rows(
 ) -> AttentionRows:
     """Rows of a batch of spans, in the order of their tokens.
 
-    Every span is a whole number of blocks. A dummy batch (profiling, warm-up) need not
-    be; it gets one row per request.
+    Every span begins where a block does; only its last block may be shorter.
     """
     num_tokens = input_batch.num_scheduled_tokens[:num_reqs]
     seq_lens = input_batch.seq_lens[:num_reqs]
     device = seq_lens.device
     rows = whole_rows(input_batch, num_reqs, seq_lens)
-    if (num_tokens == block).all() or (num_tokens % block).any():
+    if (num_tokens <= block).all():
         return rows
-    rows_per_request = async_tensor_h2d(num_tokens // block, device, torch.int64)
-    num_rows = int(num_tokens.sum()) // block
-    owner = torch.repeat_interleave(rows_per_request, output_size=num_rows)
-    # Rows of a request end `block` apart, the last one at the end of the sequence.
-    rows_after = rows_per_request.cumsum(0)[owner] - torch.arange(
-        1, num_rows + 1, device=device
-    )
+    rows_np = -(-num_tokens // block)
+    owner_np = np.arange(num_reqs).repeat(rows_np)
+    # Rows of a request end `block` apart, the last one at the end of the span.
+    after_np = rows_np.cumsum()[owner_np] - np.arange(1, len(owner_np) + 1)
+    last_np = num_tokens - (rows_np - 1) * block
+    query_np = np.where(after_np == 0, last_np[owner_np], block)
+    left_np = np.where(after_np == 0, 0, last_np[owner_np] + (after_np - 1) * block)
+    query_start_np = np.zeros(len(owner_np) + 1, dtype=np.int32)
+    query_start_np[1:] = query_np.cumsum()
+    owner = async_tensor_h2d(owner_np, device)
+    left = async_tensor_h2d(left_np, device)
     return AttentionRows(
-        query_start=torch.arange(num_rows + 1, dtype=torch.int32) * block,
-        query_start_device=torch.arange(num_rows + 1, dtype=torch.int32, device=device)
-        * block,
+        query_start=torch.from_numpy(query_start_np),
+        query_start_device=async_tensor_h2d(query_start_np, device),
         owner=owner,
-        seq_lens=(seq_lens[owner] - rows_after * block).to(torch.int32),
+        seq_lens=(seq_lens[owner] - left).to(torch.int32),
         max_query_len=block,
         max_seq_len=rows.max_seq_len,
     )
