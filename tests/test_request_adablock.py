@@ -75,8 +75,11 @@ def test_a_delimiter_that_is_in_no_vocabulary_is_refused() -> None:
 
 
 def test_a_grammar_is_not_followed_in_such_blocks() -> None:
-    """It is decoded from left to right, so a rule of one's own can only be refused."""
-    with pytest.raises(ValueError, match="'adablock' is not possible with structured"):
-        check_sampling_params(with_grammar(dllm_algorithm="adablock"), FULL)
+    """Whatever ends a block there is written from left to right, and may end none."""
+    check_sampling_params(with_grammar(**ASKED), FULL)
     server = FULL.model_copy(update={"algorithm": "adablock", "delimiter_ids": [7]})
     check_sampling_params(with_grammar(), server)
+    for own, config in ((ASKED, FULL), (None, server)):
+        decoding = resolve(own, config, 20, follows_grammar=True)
+        assert decoding.algorithm == "confidence_threshold"
+        assert isinstance(plan_of(decoding, config, 10, 20), span.FullAttention)

@@ -116,12 +116,14 @@ def test_defaults_of_others_have_no_effect() -> None:
     assert isinstance(plan(D2F, config), AfterPrompt)
 
 
-def test_structured_output_falls_back_to_one_token_per_step() -> None:
-    """A grammar knows what follows the first mask alone."""
+def test_structured_output_takes_one_block_of_full_attention() -> None:
+    """A grammar knows nothing of blocks behind a mask."""
     check_sampling_params(with_grammar(), SERVER)
-    assert resolve(None, SERVER, 20, follows_grammar=True).algorithm == "sequential"
-    with pytest.raises(ValueError, match=r"dllm_algorithm='d2f' .*structured output"):
-        check_sampling_params(with_grammar(**D2F), FULL)
+    check_sampling_params(with_grammar(**D2F), FULL)
+    for own, config in ((None, SERVER), (D2F, FULL)):
+        decoding = resolve(own, config, 20, follows_grammar=True)
+        assert decoding.algorithm == "confidence_threshold"
+        assert isinstance(plan_of(decoding, config, 9, 20), FullAttention)
 
 
 @pytest.mark.parametrize("max_tokens", [96, 128])

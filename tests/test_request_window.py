@@ -42,11 +42,14 @@ def test_a_request_chooses_its_window_and_its_rule() -> None:
     assert resolve({"dllm_algorithm": "wedlm"}, CONFIG, 40).algorithm == "wedlm"
 
 
-def test_a_grammar_takes_the_leftmost_mask() -> None:
-    """What it allows behind a mask is not known."""
+def test_structured_output_has_the_rules_of_a_window() -> None:
+    """A rule that counts the steps of a block would end the engine there."""
     check_sampling_params(with_grammar(), WEDLM)
     decoding = resolve(None, WEDLM, 40, follows_grammar=True)
-    assert (decoding.algorithm, decoding.parameters) == ("leftmost", {})
+    assert (decoding.algorithm, decoding.in_runs) == ("wedlm", True)
+    own = {"dllm_algorithm": "sequential"}
+    decoding = resolve(own, WEDLM, 40, follows_grammar=True)
+    assert (decoding.algorithm, decoding.in_runs) == ("leftmost", False)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,8 @@ def test_several_blocks_are_referred_to_what_was_measured() -> None:
 def test_a_grammar_is_followed_whole() -> None:
     """What a grammar allows behind a token that may change is not known."""
     server = CONFIG.model_copy(update={"algorithm": "dmax"})
-    assert decoding_of(with_grammar(), server, 20).algorithm == "sequential"
-    with pytest.raises(ValueError, match="dllm_algorithm='dmax' is not possible"):
-        decoding_of(with_grammar(**DMAX), CONFIG, 20)
+    assert decoding_of(with_grammar(), server, 20).algorithm == "threshold"
+    assert decoding_of(with_grammar(**DMAX), CONFIG, 20).algorithm == "threshold"
 
 
 @pytest.mark.parametrize(

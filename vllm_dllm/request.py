@@ -75,7 +75,7 @@ def resolve(
         if f"{PREFIX}steps" in (extra_args or {}):
             refuse_idle_steps(wishes, steps, block)
         steps = min(steps, max(MAX_STEPS, block))
-    one_by_one = rule == "sequential" and steps >= block
+    one_by_one = wishes.algorithm == "sequential" and steps >= block
     in_runs = follows_grammar and not one_by_one
     return Decoding.of(wishes, rule, block, steps, size, in_runs)
 
