@@ -1,6 +1,7 @@
 """LoRA adapters of random weights, as PEFT saves them, and what they do to a model."""
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ STRENGTH = 0.3
 ROUNDING = 1e-5
 """Adding an adapter's part to that of a weight rounds otherwise than their sum; this is
 well above what that makes, relative to a weight."""
+IDS = itertools.count(1)
+"""vLLM knows adapters by number: of two with one number an engine has the first."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def make_adapter(
     Args:
         folder: made by this, with the adapter and the merged checkpoint.
         base: a folder of tests/golden.
-        number: vLLM's id of the adapter, and the seed of its weights.
+        number: the seed of its weights.
         layers: parts of names of the released checkpoint.
     """
     generator = torch.Generator().manual_seed(number)
@@ -80,5 +83,5 @@ def make_adapter(
     near = copy.deepcopy(model)
     for weight in near.parameters():
         weight.data *= 1 + ROUNDING * torch.randn(weight.shape, generator=generator)
-    request = LoRARequest(f"adapter-{number}", number, str(folder))
+    request = LoRARequest(f"adapter-{number}", next(IDS), str(folder))
     return Adapter(request, model, near)

@@ -135,7 +135,7 @@ class Case:
             "dllm_delimiter_threshold": self.delimiter_threshold,
             "dllm_entropy_threshold": self.entropy_threshold,
         }
-        if self.checkpoint.startswith("wedlm"):
+        if self.algorithm == "wedlm":
             fields |= {
                 "dllm_window": self.window,
                 "dllm_entropy_threshold": self.entropy_threshold or 0.0,

@@ -349,15 +349,16 @@ async def test_bad_requests_do_not_disturb_running_streams(
 def long_and_slow(case: Case) -> Case:
     """One that takes so many forwards that a reader can leave it midway."""
     full = case.full_attention
-    return replace(
-        case,
+    return Case(
+        case.checkpoint,
+        case.prompt,
         gen_length=400 if full else 850,
+        block_length=case.block_length,
         algorithm="sequential",
-        threshold=None,
-        edit_threshold=None,
-        max_post_steps=None,
         steps=None if full else case.block_length,
-        eps=None,
+        cache=case.cache,
+        cfg_scale=case.cfg_scale,
+        suffix=case.suffix,
     )
 
 

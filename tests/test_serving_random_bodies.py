@@ -46,7 +46,6 @@ READ = ("structured_outputs", "kv_transfer_params", "ec_transfer_params", "messa
 """Fields that vLLM reads before, or without, asking what they are."""
 CALLED = {
     "vllm_xargs": "extra_args",
-    "structured_outputs": "structured outputs",
     "chat_template": "Chat template",
 }
 """What vLLM calls a field in some of its messages."""
@@ -84,6 +83,7 @@ class Asked:
         names = {name for part in parts for name in part}
         names |= {NAMES.get(name, f"{PREFIX}{name}") for name in names}
         names |= {CALLED[name] for name in names if name in CALLED}
+        names |= {"structured_outputs"} if names & GRAMMARS.keys() else set()
         return any(re.search(rf"\b{re.escape(name)}\b", said) for name in names)
 
 

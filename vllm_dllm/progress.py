@@ -65,7 +65,8 @@ class StepPlan:
 
     @staticmethod
     def of(output: SchedulerOutput) -> "StepPlan":
-        plan: StepPlan = output.dllm_plan
+        """Nothing is planned for the requests of vLLM's own warm-up."""
+        plan: StepPlan = getattr(output, "dllm_plan", None) or StepPlan({})
         return plan
 
     def tell(self, input_batch: Any) -> None:

@@ -10,12 +10,30 @@ from vllm_dllm.serving.body import check_body
 
 CHAT = {"messages": [{"role": "user", "content": "a"}]}
 
+
+def chat(*messages: Any) -> dict[str, Any]:
+    return {"messages": list(messages)}
+
+
 UNREADABLE: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": "json"}, "structured_outputs='json' "),
     ({"structured_outputs": []}, r"structured_outputs=\[\] "),
     ({"messages": 1}, "messages=1 .* array"),
     ({"messages": None}, "messages=None "),
     ({"messages": []}, r"messages=\[\] .* at least one"),
+    (chat(1), "messages.0=1 .* object"),
+    (chat({"content": 1}), "messages.0.content=1 .* text, or an array"),
+    (chat({"content": {"a": 1}}), "messages.0.content={'a': 1} "),
+    (chat({}, {"content": ["a", 1]}), "messages.1.content.1=1 .* object"),
+    (chat({"content": [{"type": 5}]}), "messages.0.content.0.type=5 "),
+    (chat({"content": [{"type": "text", "text": 5}]}), "messages.0.content.0.text=5 "),
+    (chat({"tool_calls": 5}), "messages.0.tool_calls=5 .* array of calls"),
+    (chat({"tool_calls": [[]]}), r"messages.0.tool_calls.0=\[\] .* object"),
+    (chat({"tool_calls": [{"function": 5}]}), "messages.0.tool_calls.0.function=5 "),
+    (
+        chat({"tool_calls": [{"function": {"name": "a", "arguments": [1]}}]}),
+        r"messages.0.tool_calls.0.function.arguments=\[1\] .* text",
+    ),
     ({"prompt": "a\ud800"}, r"prompt='a\\ud800' .*Unicode"),
     ({"stop": ["b", "\udfff"]}, r"stop\.1='\\udfff' "),
     ({"vllm_xargs": {"\ud800": 1}}, r"vllm_xargs='\\ud800' "),
@@ -45,6 +63,9 @@ def test_what_cannot_be_read_is_refused_by_name(
         {"structured_outputs": {"regex": "a"}},
         {"prompt": "a\N{GRINNING FACE}\ud7ff"},
         {"prompt": [1, 2, 3]},
+        chat({"role": "user", "content": ["a", {"type": "text", "text": "b"}]}),
+        chat({"content": []}, {"content": None, "tool_calls": []}),
+        chat({"tool_calls": [{"function": {"name": "a", "arguments": "{}"}}]}),
         {**CHAT, "unknown": [[], {}, "\N{GRINNING FACE}"]},
     ],
 )

@@ -80,6 +80,19 @@ def test_a_clean_confidence_is_that_of_the_models_own_distribution() -> None:
     assert found.token.tolist() != probabilities(logits).argmax(dim=1).tolist()
 
 
+def test_a_request_without_rows_draws_nothing() -> None:
+    """The only one with a top-k may be in the chunks of its prompt: vLLM's filter fails
+    on no rows, and would end the engine for everyone."""
+    desk = Desk(FILTERED)
+    desk.add(0, temperature=0)
+    desk.add(1, temperature=0.7, top_k=4)
+    batch = gather(desk.desk, desk.requests, [START] * 2, active=[True, False])
+    logits, known = logits_of(len(batch.cell[0])), torch.zeros(SLOTS, 50).int()
+    assert set(batch.request.tolist()) == {0}
+    found = desk.sampling.propose(logits.clone(), batch, MASK, False, known)
+    assert found.token.tolist() == probabilities(logits).argmax(dim=1).tolist()
+
+
 def test_a_filtered_confidence_is_that_of_the_draw() -> None:
     """Dream and SDAR ask the distribution that the token was drawn from."""
     desk = Desk(FILTERED)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.compat.patch import refusing, wraps
 from vllm_dllm.models.registry import is_ours
+from vllm_dllm.quoting import quoted
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -37,17 +38,32 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
     """Let requests to our models bring a grammar; vLLM still checks what it says.
 
     vLLM refuses one for every diffusion model, since a grammar needs its tokens in
-    order. Ours are then decoded in order (request.py). Removable when a model class can
-    say that it can.
+    order. Ours are then decoded in order (request.py). And its messages are those of
+    the library that reads the grammar: here they name the field. Removable when a model
+    class can say that it can, and when messages say what they are about.
     """
+    from vllm.exceptions import VLLMValidationError
 
     def validate(
         self: "SamplingParams", model_config: "ModelConfig", *args: Any
     ) -> None:
-        if self.structured_outputs is not None and is_ours(model_config):
-            model_config = copy.copy(model_config)
-            vars(model_config)["is_diffusion"] = False  # a cached property
-        return function(self, model_config, *args)
+        grammar = self.structured_outputs
+        if grammar is None or not is_ours(model_config):
+            return function(self, model_config, *args)
+        model_config = copy.copy(model_config)
+        vars(model_config)["is_diffusion"] = False  # a cached property
+        try:
+            function(self, model_config, *args)
+        except ValueError as error:
+            given = {
+                name: value
+                for name, value in vars(grammar).items()
+                if value and not name.startswith("_")
+            }
+            raise VLLMValidationError(
+                f"structured_outputs={quoted(given)} cannot be followed: {error}",
+                parameter="structured_outputs",
+            ) from None
 
     return validate
 

@@ -17,6 +17,13 @@ KINDS: Kinds = {
     "messages": ((list,), "an array of at least one message"),
 }
 """What vLLM takes fields for without a look."""
+OF_MESSAGE: Kinds = {
+    "content": ((str, list, NoneType), "text, or an array of parts"),
+    "tool_calls": ((list, NoneType), "an array of calls"),
+}
+OF_PART: Kinds = {"type": ((str,), "text"), "text": ((str, NoneType), "text")}
+OF_CALL: Kinds = {"function": ((dict, NoneType), "an object")}
+OF_FUNCTION: Kinds = {"name": ((str,), "text"), "arguments": ((str, NoneType), "text")}
 
 MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 """Half of a surrogate pair as JSON has it, or a whole one that was escaped."""
@@ -31,20 +38,45 @@ def check_body(sent: bytes, body: Any) -> None:
     if not isinstance(body, dict):
         return
     check_kinds(body, KINDS)
+    if "messages" in body:
+        check_messages(body["messages"])
     # Few bodies have one, and some have a hundred thousand tokens.
     if MAYBE_HALF.search(sent):
         check_characters(body)
 
 
-def check_kinds(fields: dict[str, Any], known: Kinds) -> None:
-    """Refuse what vLLM would fail on instead of refusing it."""
+def check_kinds(fields: Any, known: Kinds, place: str = "") -> None:
+    """Refuse what vLLM would fail on instead of refusing it; `place` is in front of
+    names of fields."""
+    if not isinstance(fields, dict):
+        raise unreadable(place.rstrip("."), fields, "an object")
     for name in known.keys() & fields.keys():
-        value, (kinds, allowed) = fields[name], known[name]
-        if not isinstance(value, kinds) or value == []:
-            raise VLLMValidationError(
-                f"{name}={quoted(value)} cannot be read; allowed: {allowed}",
-                parameter=name,
-            )
+        kinds, allowed = known[name]
+        if not isinstance(fields[name], kinds):
+            raise unreadable(f"{place}{name}", fields[name], allowed)
+
+
+def unreadable(name: str, value: Any, allowed: str) -> VLLMValidationError:
+    return VLLMValidationError(
+        f"{name}={quoted(value)} cannot be read; allowed: {allowed}", parameter=name
+    )
+
+
+def check_messages(messages: list[Any]) -> None:
+    """Refuse messages that vLLM reads only once they are in the chat template."""
+    if not messages:
+        raise unreadable("messages", messages, KINDS["messages"][1])
+    for index, message in enumerate(messages):
+        place = f"messages.{index}."
+        check_kinds(message, OF_MESSAGE, place)
+        content = message.get("content")
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            if not isinstance(part, str):
+                check_kinds(part, OF_PART, f"{place}content.{number}.")
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            of_call = f"{place}tool_calls.{number}."
+            check_kinds(call, OF_CALL, of_call)
+            check_kinds(call.get("function") or {}, OF_FUNCTION, f"{of_call}function.")
 
 
 def check_characters(body: dict[str, Any]) -> None:

@@ -132,7 +132,8 @@ class Sampling:
                 for n in ("temperature", "no_eos", "late_end", "rules")
             ]
         )
-        if not chosen.any():
+        # A request has no rows in a step that computes only keys for it.
+        if not chosen.any() or not len(rows := batch.rows_of(chosen)):
             return found
         if batch.spans.adapts and not self.facts.clean_confidence:
             # Dream's AdaBlock looks for delimiters among them.
@@ -140,7 +141,7 @@ class Sampling:
             found.undrawn = Candidates(token, sure)
         logits[:, mask_token_id] = float("-inf")
         step = self._of_step(batch, all_token_ids)
-        for tile in batch.rows_of(chosen).split(TILE):
+        for tile in rows.split(TILE):
             self._propose_tile(found, logits, batch, tile, step)
         return found
 
