@@ -46,6 +46,7 @@ READ = ("structured_outputs", "kv_transfer_params", "ec_transfer_params", "messa
 """Fields that vLLM reads before, or without, asking what they are."""
 CALLED = {
     "vllm_xargs": "extra_args",
+    "structured_outputs": "structured outputs",
     "chat_template": "Chat template",
 }
 """What vLLM calls a field in some of its messages."""
