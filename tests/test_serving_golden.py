@@ -212,7 +212,8 @@ BAD_REQUESTS = [
         {"response_format": SCHEMA, **with_xargs(dllm_algorithm="threshold")},
         ["dllm_algorithm", "'threshold'", "'sequential'"],
     ),
-    ({"structured_outputs": {"regex": "("}}, ["regex"]),
+    ({"structured_outputs": {"regex": "("}}, ["structured_outputs", "regex", "("]),
+    ({"structured_outputs": {"grammar": "auto"}}, ["structured_outputs", "auto"]),
     ({"prompt": [9] * 1025}, ["1025", "1024"]),
 ]
 

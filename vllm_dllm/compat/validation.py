@@ -54,7 +54,7 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
         vars(model_config)["is_diffusion"] = False  # a cached property
         try:
             function(self, model_config, *args)
-        except ValueError as error:
+        except VLLMValidationError as error:
             given = {
                 name: value
                 for name, value in vars(grammar).items()
