@@ -17,6 +17,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.orphans import end_with_parent
 from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
@@ -28,6 +29,7 @@ from vllm_dllm.span import Span
 class BlockDiffusionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        end_with_parent()  # the only place of ours in vLLM's engine process
         model_config = self.vllm_config.model_config
         self.config = DllmConfig.of(model_config)
         self.max_request_len: int = model_config.max_model_len

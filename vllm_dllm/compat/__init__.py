@@ -26,6 +26,7 @@ from vllm_dllm.compat.lengths import check_request_lengths, remember_prompt_leng
 from vllm_dllm.compat.overrides import OVERRIDES
 from vllm_dllm.compat.pages import share_final_pages
 from vllm_dllm.compat.patch import Patch, apply
+from vllm_dllm.compat.shutdown import end_answers
 from vllm_dllm.compat.symbols import is_there
 from vllm_dllm.compat.tools import (
     follow_tool_schemas,
@@ -64,6 +65,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     keep_broken_calls_as_text,
     report_forwards,
     move_forwards,
+    end_answers,
     add_cli_flags,
     fold_cli_flags,
     raise_token_budget,

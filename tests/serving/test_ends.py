@@ -1,0 +1,136 @@
+"""Servers that end in the middle of answers: nobody waits, and nothing stays."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.servers import Server
+from tests.specs import SERVERS
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]
+
+READERS = 64
+SECONDS = 10.0
+"""Within which every reader hears of the end."""
+ANSWER = {
+    "model": Server.MODEL,
+    "prompt": [5, 6, 7],
+    "max_tokens": 1000,
+    "ignore_eos": True,
+    "vllm_xargs": {"dllm_algorithm": "sequential"},
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own, which it may kill."""
+    server = Server(replace(SERVERS["sdar16"], routes=True), tmp_path / "server.log")
+    yield server
+    server.close()
+
+
+def processes(server: Server) -> list[psutil.Process]:
+    """The server's, itself first."""
+    main = psutil.Process(server.process.pid)
+    return [main, *main.children(recursive=True)]
+
+
+def files_of(all_of_it: list[psutil.Process]) -> set[Path]:
+    """Sockets and shared memory by which they reach one another."""
+    paths = {c.laddr for p in all_of_it for c in p.net_connections("unix")}
+    paths |= {m.path for p in all_of_it for m in p.memory_maps() if "/shm/" in m.path}
+    return {path for name in paths if name and (path := Path(name)).exists()}
+
+
+def left_after(all_of_it: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Processes that are still there, but for those nobody has asked how they ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        left = [p for p in all_of_it if is_there(p)]
+        if not left:
+            break
+        time.sleep(0.2)
+    return left
+
+
+def is_there(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def read(
+    client: httpx.AsyncClient, url: str, body: dict[str, Any], begun: asyncio.Event
+) -> str:
+    """The last line of an answer, or the name of the error that ended it."""
+    last = ""
+    try:
+        async with client.stream("POST", url, json=body) as answer:
+            async for line in answer.aiter_lines():
+                last = line or last
+                begun.set()
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return last
+
+
+async def ended_by(server: Server, end: Callable[[], object]) -> list[list[str]]:
+    """What the readers saw last when `end` came in their middle.
+
+    Of OpenAI's streams, of those with drafts, and of answers in one piece.
+    """
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {"stream": True}),
+        ("/v1/generate", {"stream": True, "stream_mode": "denoise"}),
+        ("/v1/completions", {}),
+    ]
+    async with httpx.AsyncClient(timeout=60) as client:
+        begun = [asyncio.Event() for _ in range(READERS)]
+        readers = []
+        for index, event in enumerate(begun):
+            path, fields = kinds[index % 3]
+            reader = read(client, server.url + path, ANSWER | fields, event)
+            readers.append(asyncio.create_task(reader))
+        # The others wait for a slot, or for an answer in one piece.
+        while sum(event.is_set() for event in begun) < 4:
+            await asyncio.sleep(0.05)
+        end()
+        _, waiting = await asyncio.wait(readers, timeout=SECONDS)
+        for reader in waiting:
+            reader.cancel()
+    assert not waiting, f"{len(waiting)} of {READERS} readers still wait"
+    return [[r.result() for r in readers[kind::3]] for kind in range(3)]
+
+
+async def test_a_server_that_is_told_to_stop_ends_its_answers(server: Server) -> None:
+    """Clients would wait for their own time-outs, and the server for its clients."""
+    all_of_it = processes(server)
+    files = files_of(all_of_it)
+    stop = server.process.send_signal
+    streams, drafts, wholes = await ended_by(server, lambda: stop(signal.SIGTERM))
+    assert set(streams + drafts) == {"data: [DONE]"}
+    for whole in wholes:
+        answer = json.loads(whole)
+        assert "error" in answer or answer["choices"][0]["finish_reason"] == "abort"
+    assert server.process.wait(SECONDS) == 0
+    assert left_after(all_of_it, SECONDS) == []
+    assert files
+    assert not [path for path in files if path.exists()]
+
+
+async def test_what_a_killed_server_started_ends_with_it(server: Server) -> None:
+    """Engine and worker would keep their memory until somebody looks for them."""
+    all_of_it = processes(server)
+    assert len(all_of_it) > 2
+    assert await ended_by(server, server.process.kill)
+    assert left_after(all_of_it, 2 * SECONDS) == []
