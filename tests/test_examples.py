@@ -162,6 +162,22 @@ def test_offline_batch(running: OneAtATime) -> None:
         assert (tokens == forwards) == (rule == "sequential")
 
 
+@pytest.mark.engine
+def test_rollout(running: OneAtATime) -> None:
+    """Prevents a loop whose new weights do not arrive, or whose old ones do not come
+    back: much noise is no policy, and is not kept."""
+    running.close()
+    out = run_python(
+        *("rollout.py", "--rounds", 1, "--noise", 1, "--questions", 8),
+        VLLM_CPU_OMP_THREADS_BIND=str(CORE),
+    )
+    lines = [line for line in out.splitlines() if ": reward " in line]
+    start, tried, end = (line.partition(": reward ")[2] for line in lines)
+    assert float(start) > 0.5
+    assert tried == "0.000"
+    assert end == start
+
+
 SERVER_STUB = f"""#!{sys.executable}
 import os, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer

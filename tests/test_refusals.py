@@ -125,6 +125,14 @@ def test_lora_on_cpu_is_refused_for_experts_alone() -> None:
         configure(LLADA, enable_lora=True)
 
 
+def test_data_parallelism_on_cpu_is_refused_for_experts_alone() -> None:
+    """The first request would end the engine: vLLM's CPU build cannot send tokens to
+    the experts of another rank."""
+    configure(SDAR, data_parallel_size=2)
+    with pytest.raises(ValueError, match=r"data parallelism on CPU .* experts"):
+        configure(LLADA, data_parallel_size=2)
+
+
 def test_what_we_would_choose_ourselves_is_accepted() -> None:
     """A deployment that spells the defaults out would not start."""
     options = {"logits_processors": [], "logprobs_mode": "raw_logprobs"}

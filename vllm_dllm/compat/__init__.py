@@ -44,6 +44,7 @@ from vllm_dllm.compat.vocabulary import (
     refuse_unknown_tokens,
     refuse_unknown_tokens_early,
 )
+from vllm_dllm.compat.weights import forget_old_keys, pack_new_experts
 
 EVERYWHERE: tuple[Patch, ...] = (
     read_configs_by_architecture,
@@ -71,10 +72,15 @@ EVERYWHERE: tuple[Patch, ...] = (
     raise_token_budget,
     refuse_unused_flags,
     share_final_pages,
+    forget_old_keys,
 )
 """Patches of every process that has the plugin; the model decides what they do."""
 
-IN_WORKERS: tuple[Patch, ...] = (leave_base_rows_alone, size_attention_for_rows)
+IN_WORKERS: tuple[Patch, ...] = (
+    leave_base_rows_alone,
+    size_attention_for_rows,
+    pack_new_experts,
+)
 """Patches of the workers of our models (`workers.py`)."""
 
 PRIVATE_SYMBOLS: tuple[str, ...] = tuple(

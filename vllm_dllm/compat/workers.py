@@ -8,6 +8,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm_dllm.compat.adapters import leave_base_rows_alone
 from vllm_dllm.compat.attention import size_attention_for_rows
 from vllm_dllm.compat.triton import claiming_triton, replace_cpu_kernels
+from vllm_dllm.compat.weights import pack_new_experts
 from vllm_dllm.worker.model_runner import (
     DenoisingCPUModelRunner,
     DenoisingModelRunner,
@@ -30,6 +31,7 @@ class DenoisingCPUWorker(CPUWorker):
         replace_cpu_kernels()
         leave_base_rows_alone()
         size_attention_for_rows()
+        pack_new_experts()
         super().init_device()
         # CPUWorker has no seam for the runner and names its class in init_device. The
         # two hold the same attributes and differ in methods alone.

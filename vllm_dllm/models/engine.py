@@ -170,6 +170,11 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
             and model_config.is_moe
             and current_platform.is_cpu()
         ),
+        "data parallelism on CPU (--data-parallel-size) for a model with experts": (
+            parallel.data_parallel_size > 1
+            and model_config.is_moe
+            and current_platform.is_cpu()
+        ),
         "asynchronous scheduling (--async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling is True
         ),

@@ -1,0 +1,53 @@
+"""Weights that change while an engine runs."""
+
+import pytest
+
+from tests.engines import Engine, sampling_params, uses
+from tests.golden_cases import GOLDEN, Case, differences, golden_cases, reference_model
+from tests.watchdog import watched
+
+pytestmark = pytest.mark.timeout(400)
+OTHER = "llada20-dmax-pub0"
+"""A checkpoint of the same shape as that of the engine `llada8`."""
+
+
+def cases_of(engine: Engine) -> list[Case]:
+    return golden_cases(engine.spec.checkpoint, engine.spec.block)
+
+
+def load(engine: Engine, checkpoint: str) -> None:
+    path = str(GOLDEN / checkpoint)
+    engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+
+
+@uses("llada8")
+def test_the_same_weights_give_the_same_answers(engine: Engine) -> None:
+    """Experts on CPU are packed for their kernel: those that are loaded again and are
+    not would be other weights, and nothing says so."""
+    cases = cases_of(engine)
+    engine.llm.collective_rpc("reload_weights")
+    assert differences(cases, engine.answers(cases)) == []
+
+
+@uses("llada8")
+def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
+    """Pages that old weights filled, for requests under way too, would be shared with
+    requests that come later."""
+    cases = cases_of(engine)
+    others = [case.answered(reference_model(OTHER)) for case in cases]
+    core = engine.llm.llm_engine
+    for number, case in enumerate(cases):
+        prompt = {"prompt_token_ids": case.prompt}
+        core.add_request(f"old-{number}", prompt, sampling_params(case, {}))
+    for _ in range(3):
+        core.step()
+    assert core.has_unfinished_requests()
+    try:
+        load(engine, OTHER)
+        with watched(core):
+            while core.has_unfinished_requests():
+                core.step()
+        assert differences(others, engine.answers(others)) == []
+    finally:
+        load(engine, engine.spec.checkpoint)
+    assert differences(cases, engine.answers(cases)) == []
