@@ -11,7 +11,7 @@ import pytest
 
 from tests.engines import uses_server
 from tests.servers import Server
-from vllm_dllm.decoding.registry import BUFFERED, RULES, get_rule
+from vllm_dllm.decoding.registry import BUFFERED, NAMES, get_rule
 from vllm_dllm.params import BUFFER_FIELDS, DllmParams
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -307,7 +307,7 @@ def test_settings_are_those_of_the_server(page: "api.Page"):
         for name in BUFFERED
     }
     assert {name: set(used) for name, used in page_rules.items()} == {
-        name: set(get_rule(name).parameters) for name in RULES
+        name: set(get_rule(name).parameters) for name in NAMES
     }
     names = {field.removeprefix("dllm_") for field in fields}
     assert names <= DllmParams.model_fields.keys()
@@ -383,5 +383,9 @@ def test_fields_of_several_blocks_are_shown_with_a_buffer(page: "api.Page"):
     choose(fields, "threshold", Buffer_size="3")
     expect(add_block).to_be_visible()
     choose(fields, "margin")
-    expect(fields.get_by_label("Buffer size", exact=True)).to_be_hidden()
+    buffer_size = fields.get_by_label("Buffer size", exact=True)
+    expect(buffer_size).to_be_hidden()
     expect(add_block).to_be_hidden()
+    choose(fields, "d2f")
+    expect(add_block).to_be_visible()
+    expect(buffer_size).to_be_hidden()

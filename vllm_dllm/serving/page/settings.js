@@ -29,6 +29,9 @@ export const RULES = {
   neg_entropy: ["steps", "eps", "alg_temp"],
   origin: ["steps", "eps"],
   random_order: ["steps"],
+  d2f: ["threshold", "add_block_threshold", "semi_complete_threshold"],
+  adablock: ["threshold", "delimiter_threshold"],
+  linear_spec: ["threshold"],
 };
 /** The fields of several blocks in flight that these rules have. */
 export const BUFFERED = {
@@ -74,6 +77,7 @@ export const OF_RULES = {
   dllm_max_post_steps: { label: "Max post steps", min: 0, step: 1 },
   dllm_sub_block_length: { label: "Sub-block length", ...count },
   dllm_pos_penalty_factor: { label: "Penalty of a place", min: 0, step: 0.01 },
+  dllm_delimiter_threshold: { label: "Delimiter threshold", ...share },
   dllm_eps: { label: "Eps", min: 0, max: 1, step: 0.001 },
   dllm_alg_temp: { label: "Alg temp", ...amount },
 };
@@ -164,9 +168,10 @@ export class Settings {
     }
     const several = Number(this.rows.get("dllm_buffer_size").input.value) > 1;
     for (const name of Object.keys(OF_BUFFERS)) {
-      const isUsed = BUFFERED[rule]?.includes(name.slice("dllm_".length)) ?? false;
-      const isOn = several || name === "dllm_buffer_size";
-      this.rows.get(name).element.hidden = !(isUsed && isOn);
+      const field = name.slice("dllm_".length);
+      const isOn = several || field === "buffer_size";
+      const isUsed = isOn && (BUFFERED[rule]?.includes(field) ?? false);
+      this.rows.get(name).element.hidden = !(isUsed || used.includes(field));
     }
     for (const { input, slider } of this.rows.values()) {
       if (!slider) continue;
