@@ -27,6 +27,9 @@ class BufferCase:
     most_forwards: int
     """And those that store KV alone."""
     stop_token_ids: list[int] | None = None
+    trace: tuple[tuple[int, float], ...] = ()
+    """Of each token: the step of its block that decided it, and the log of its
+    probability. Of answers of the reference alone."""
 
     @property
     def ignore_eos(self) -> bool:
@@ -122,7 +125,8 @@ def random_case(
     logits = seen_by(model or reference_model(checkpoint), block)
     tokens, run = generate(logits, prompt, gen_length, wishes)
     forwards = (run.active_forwards, run.forwards)
-    return BufferCase(prompt, gen_length, wishes, tokens, *forwards)
+    trace = tuple(run.trace[p] for p in range(run.answer.start, run.answer.stop))
+    return BufferCase(prompt, gen_length, wishes, tokens, *forwards, trace=trace)
 
 
 def seen_by(model: Model, block: int) -> Logits:

@@ -61,6 +61,7 @@ def test_the_answers_left_out_hang_on_rounding() -> None:
     """A wrong decoder could be excused with the arithmetic."""
     for block in (8, 16, 32):
         for case in golden_soft_cases("llada20-dmax-pub0", block):
+            assert case.answered_in_float64() == case
             if (block, case.threshold) in HANGING:
                 assert case.hangs_on_rounding(draws=20)
             elif case.threshold >= 0.9:

@@ -15,7 +15,7 @@ from tests.multi_block_cases import BufferCase, multi_block_cases, random_case
 
 pytestmark = pytest.mark.timeout(400)
 ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32")
-PAGE = 32
+TRACED = {"dllm_return_trajectory": True}
 
 
 def cases_of(engine: Engine) -> list[BufferCase]:
@@ -114,6 +114,23 @@ def test_random_requests_answer_as_the_reference(engine: Engine) -> None:
     spec = engine.spec
     cases = [random_case(spec.checkpoint, spec.block, seed) for seed in range(40)]
     assert wrong(cases, engine.ask_each(requests_of(cases))) == []
+
+
+@uses("sdar4", "llada8")
+def test_each_token_tells_of_the_forward_that_decided_it(engine: Engine) -> None:
+    """A token behind the front leaves steps later, with what was kept of it."""
+    spec = engine.spec
+    cases = [random_case(spec.checkpoint, spec.block, seed) for seed in range(40, 60)]
+    requests: list[Request] = [
+        (case, {"logprobs": 0, "extra_args": case.fields | TRACED}) for case in cases
+    ]
+    for case, output in zip(cases, engine.ask_each(requests), strict=True):
+        assert tokens_of(output) == case.tokens
+        steps, values = zip(*case.trace, strict=True)
+        assert output.kv_transfer_params["dllm_trajectory"] == list(steps), str(case)
+        told = output.outputs[0].logprobs
+        found = [step[t].logprob for step, t in zip(told, case.tokens, strict=True)]
+        assert found == pytest.approx(values, abs=1e-3)
 
 
 # One more block behind changes nothing in front

@@ -37,6 +37,7 @@ class Block:
     stability: float = 0.0
     post_steps: int = 0
     steps: int = 0
+    decisions: int = 0
 
 
 class Run:
@@ -57,6 +58,9 @@ class Run:
         self.active_forwards = 0
         """Those that had an active block."""
         self.most_active = 0
+        self.trace: dict[int, tuple[int, float]] = {}
+        """Of each written position: the decisions of its block before, and the log of
+        the token's probability."""
         self.held = 0
         """How often a block with masks was given nothing."""
         if len(prompt) % wishes.block:
@@ -113,6 +117,9 @@ class Run:
                 found = self.decide(block, share, confidence.tolist(), token.tolist())
                 ready[block.start], written = found
                 writes |= {p: int(token[p]) for p in written}
+                for p in written:
+                    self.trace[p] = (block.decisions, float(confidence[p].log()))
+                block.decisions += 1
         for position, value in writes.items():
             self.ids[position] = value
         self.settle(stored, ready)
