@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 KEY = "dllm"
 """Our key in `additional_config`, and our attribute on the HF config."""
 
+Effort = Literal["none", "low", "medium", "high"]
+
 BUDGETS = (
     "max_num_batched_tokens",
     "max_num_scheduled_tokens",
@@ -123,6 +125,11 @@ class DllmConfig(RuleParams):
     instead of token ids. By default where that costs nothing: on CPU, with
     `--enforce-eager`, and where it is the server's own rule. A compiled engine that
     allows it looks embeddings up before each of its steps."""
+    efforts: dict[Effort, dict[str, Any]] | None = None
+    """What `reasoning_effort` means for the decoding of a request that says nothing of
+    it itself: for "none", "low", "medium" and "high" fields of a request, without
+    `dllm_`. An effort that is left out changes nothing. By default the presets of
+    block-causal models whose rule is `threshold`, and nothing for others."""
     _facts: Facts = PrivateAttr(default=Facts())
 
     @property

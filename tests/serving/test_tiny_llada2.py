@@ -46,6 +46,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
         "tokenizer": str(tokenizer_with_added_token(folder)),
         "enable_auto_tool_choice": True,
         "tool_call_parser": "hermes",
+        "dllm_config": json.dumps({"efforts": {"low": {"algorithm": "sequential"}}}),
     }
     return EngineSpec(str(MODELS / "tiny-llada2"), 32, options, routes=True)
 
@@ -109,6 +110,31 @@ async def test_such_a_token_can_be_looked_up(added: Server) -> None:
     async with httpx.AsyncClient(base_url=added.url, timeout=60) as http:
         answer = await http.post("/tokenize", json={"prompt": UNKNOWN})
     assert TOKEN in answer.json()["tokens"]
+
+
+# Effort
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_the_knob_for_effort_reaches_the_decoding(
+    added: Server, path: str
+) -> None:
+    """An official client has no other field for how fast an answer shall be."""
+    prompt = [{"role": "user", "content": "Copy: abcdef"}]
+    body = {"messages": prompt} if "chat" in path else {"prompt": "Copy: abcdef"}
+
+    async def forwards(**fields: Any) -> tuple[int, int]:
+        answer = await post(
+            added, path, **body, **fields, ignore_eos=True, max_tokens=9
+        )
+        assert answer.status_code == 200, answer.text
+        usage = answer.json()["usage"]
+        return usage["nfe"], usage["completion_tokens"]
+
+    assert await forwards(temperature=0, reasoning_effort="low") == (9, 9)
+    own = {"dllm_threshold": 0.0}
+    assert await forwards(reasoning_effort="low", **own) == (1, 9)
+    assert (await forwards(reasoning_effort="high", dllm_max_nfe=3))[0] <= 3
 
 
 # Structured output

@@ -58,6 +58,10 @@ def lift_request_fields(
             # vLLM's way to have the prompt in an answer; nobody asked for logprobs.
             params.prompt_logprobs = None
         body = dict(self.model_extra or {})
+        effort = getattr(self, "reasoning_effort", None)
+        effort = getattr(getattr(self, "reasoning", None), "effort", effort)
+        if effort is not None:
+            body["reasoning_effort"] = effort
         suffix = getattr(self, "suffix", body.get("suffix"))
         if isinstance(suffix, str):
             tokenizer = cached_tokenizer_from_config(defaults.model_config)

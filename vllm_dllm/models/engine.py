@@ -15,6 +15,7 @@ from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 
 from vllm_dllm.config import KEY, DllmConfig
+from vllm_dllm.efforts import check_efforts
 from vllm_dllm.models.capacity import make_room
 from vllm_dllm.models.sources import (
     checkpoint_fields,
@@ -78,6 +79,7 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         facts = engine_facts(vllm_config, config)
         config = config.with_facts(facts)
         refuse_strange_moves(config.algorithm, config)
+        check_efforts(config)
         config.attach(model_config)
         vllm_config.attention_config.use_non_causal = not regime_of(facts).causal
         vllm_config.scheduler_config.async_scheduling = False

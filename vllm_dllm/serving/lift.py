@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.decoding.registry import ALIASES, get_rule
+from vllm_dllm.efforts import fields_of_effort
 from vllm_dllm.params import PREFIX
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.serving.diffulex import (
@@ -115,6 +116,8 @@ def lift(
         named = plain(fields.get("dllm_algorithm", config.algorithm))
         if named in ("threshold", "factor", "confidence_threshold"):
             del fields["dllm_steps"]
+    if "reasoning_effort" in body:
+        fields |= fields_of_effort(body["reasoning_effort"], fields, config)
     return fields
 
 
