@@ -1,10 +1,12 @@
 """Runs: what is assumed of a structured answer, with the grammars of real backends."""
 
+import json
 import random
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from vllm.config import VllmConfig
 from vllm.config.diffusion import DiffusionConfig
@@ -95,6 +97,54 @@ def test_it_ends_with_the_answer(manager: Any) -> None:
     assert run_of(request, [], CANVAS, manager) == Run(
         tuple(ids_of(manager, "aaaa")), 4
     )
+
+
+TAG = {
+    "type": "triggered_tags",
+    "triggers": ["<call>", "{x"],
+    "tags": [
+        {"begin": "<call>", "content": {"type": "any_text"}, "end": "</call>"},
+        {"begin": "{x", "content": {"type": "regex", "pattern": "y*"}, "end": "}"},
+    ],
+    "excludes": ["oh no"],
+}
+
+
+def test_text_is_free_until_a_call_may_begin() -> None:
+    """An answer without a call would take a forward for each token; a token that may
+    begin one must be known before what stands behind it is."""
+    manager = manager_of(XgrammarBackend)
+    tag = json.dumps({"type": "structural_tag", "format": TAG})
+    request = request_of(manager, "a")
+    request.sampling_params.structured_outputs = StructuredOutputsParams(
+        structural_tag=tag
+    )
+    grammar = manager.backend.compile_grammar(
+        StructuredOutputOptions.STRUCTURAL_TAG, tag, [END]
+    )
+    request.structured_output_request.grammar = grammar
+    bits = manager.backend.allocate_token_bitmask(1)
+    grammar.fill_bitmask(bits, 0)
+    begin = bits.tolist()
+    packed = run_of(request, [], CANVAS, manager).free
+    assert packed is not None
+    free = np.unpackbits(packed, bitorder="little")[: manager.backend.vocab_size]
+    texts = [manager.backend.tokenizer.decode([token]) for token in range(len(free))]
+    for token, text in enumerate(texts):
+        assert free[token] == (not set("<{o") & set(text) and token != END)
+        if free[token] and token in allowed_of(bits):
+            assert grammar.accept_tokens("r", [token])
+            grammar.fill_bitmask(bits, 0)
+            assert bits.tolist() == begin
+    assert free.sum() > len(free) / 2
+    request.append_output_token_ids(ids_of(manager, "ab"))
+    assert run_of(request, [], CANVAS, manager).free is not None
+    request.append_output_token_ids(ids_of(manager, "<"))
+    assert run_of(request, [], CANVAS, manager).free is None
+
+
+def allowed_of(bits: Any) -> list[int]:
+    return np.unpackbits(bits.numpy().view(np.uint8), bitorder="little").nonzero()[0]
 
 
 def test_bad_words_take_one_token_a_step(manager: Any) -> None:

@@ -302,6 +302,42 @@ def test_json_is_json_at_any_temperature(engine: Engine) -> None:
     assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[18:])
 
 
+@uses("tiny-llada")
+def test_calls_in_free_text_are_whole(engine: Engine) -> None:
+    """Text is written many tokens at a time; what was written behind the beginning of
+    a call in the same step would be no call."""
+    vocabulary = tokenizer.build()
+    prompt = vocabulary.encode(tokenizer.render([("Copy: abc", "")])).ids
+    case = Case(engine.spec.checkpoint, prompt, 80, None, "threshold")
+    call = {
+        "begin": "x(",
+        "content": {"type": "regex", "pattern": "[0-9][0-9]"},
+        "end": ")",
+    }
+    form = {"type": "triggered_tags", "triggers": ["x"], "tags": [call]}
+    tag = json.dumps({"type": "structural_tag", "format": form})
+    sampling = {
+        "temperature": 1.5,
+        "ignore_eos": False,
+        "min_tokens": 60,
+        "logit_bias": {vocabulary.token_to_id("x"): 5.0},
+        "structured_outputs": StructuredOutputsParams(structural_tag=tag),
+    }
+    fields = [{"dllm_algorithm": "threshold", "dllm_threshold": t} for t in (0, 0.2)]
+    requests: list[Request] = [
+        (case, {**sampling, "seed": seed, "extra_args": fields[seed % 2]})
+        for seed in range(12)
+    ]
+    outputs = engine.ask_each(requests)
+    texts = [output.outputs[0].text for output in outputs]
+    cut = r"(x(\([0-9]{0,2})?)?"
+    for text in texts:
+        assert re.fullmatch(rf"([^x]|x\([0-9][0-9]\))*{cut}", text, re.DOTALL), text
+    assert sum(text.count("x") for text in texts) > 12
+    forwards = sum(engine.forwards(output) for output in outputs)
+    assert sum(len(tokens_of(output)) for output in outputs) > 1.5 * forwards
+
+
 @uses_server("sdar16", "llada")
 async def test_a_grammar_that_no_token_can_follow_ends_its_request_alone(
     server: Server,

@@ -6,7 +6,7 @@ vLLM's walk along draft tokens gives a row of bits for each position that they r
 the worker takes, from the left, what turns out to be as assumed (worker/grammar.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_guidance import GuidanceGrammar
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
+
+from vllm_dllm.free_text import free_tokens
 
 TAKES_BACK = (XgrammarGrammar, GuidanceGrammar)
 """Grammars that can take back tokens. vLLM makes those of outlines and of
@@ -30,6 +32,9 @@ class Run:
     """One for each of them, from the left."""
     forced: int = 0
     """How many of these, from the left, are the only tokens that the grammar allows."""
+    free: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
+    """Bits of the tokens behind which the grammar is where it was, so that nothing has
+    to be assumed; None where text is not free (free_text.py)."""
 
 
 Runs = dict[str, Run]
@@ -66,6 +71,8 @@ def run_of(
     room = min(room, request.max_tokens - request.num_output_tokens)
     if _is_reasoning(request, manager):
         return Run(tuple(manager.validate_tokens(request, candidates[:room])))
+    if (free := free_tokens(request, manager)) is not None:
+        return Run(free=np.packbits(free, bitorder="little"))
     assert manager.backend is not None
     bits = manager.backend.allocate_token_bitmask(1)
     words = bits[0].numpy()

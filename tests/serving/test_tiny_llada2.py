@@ -234,6 +234,18 @@ async def post(server: Server, path: str, **body: Any) -> httpx.Response:
         return await http.post(path, json=body)
 
 
+async def test_an_answer_without_a_call_costs_what_it_costs_without_tools(
+    added: Server,
+) -> None:
+    """Clients of strict tools send them with every request, and few need a call."""
+    body = {"messages": QUESTION, "temperature": 0}
+    path, tools = "/v1/chat/completions", [tool("a strict point")]
+    plain = (await post(added, path, **body)).json()
+    free = (await post(added, path, **body, tools=tools, tool_choice="auto")).json()
+    assert free["choices"][0]["message"]["content"] == "abc"
+    assert free["usage"]["nfe"] == plain["usage"]["nfe"]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("choice", ["required", "named"])
 @pytest.mark.parametrize("case", CASES)

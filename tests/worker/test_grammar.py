@@ -14,6 +14,7 @@ from vllm_dllm.worker.grammar import Reach, exclude_ungrammatical, show_forced
 
 BLOCK, VOCAB, SLOTS = 8, 70, 6
 WORDS = -(-VOCAB // 32)
+FREE = np.arange(VOCAB) % 3 > 0
 
 
 def bits_of(tokens: set[int]) -> list[int]:
@@ -30,7 +31,8 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
 ) -> None:
     """On a GPU rows are those of whole blocks, on CPU those of masks; a request in the
     middle of its prompt has none, and vLLM sends a row of bits for it all the same. A
-    run has one more than it has tokens, vLLM sends one for each position."""
+    run has one more than it has tokens, vLLM sends one for each position. In free text
+    the first one holds for all."""
     rng = random.Random(seed)
     desk = Desk("block-causal", SLOTS, BLOCK)
     desk.slots.canvas.whole_blocks = whole_blocks
@@ -54,10 +56,14 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     for index in with_grammar:
         room, first = int(num_drafts[index]), known[index] % BLOCK
         runs[index] = Run((7, 8, 9, 10)[: rng.randint(0, room)])
+        if is_free := rng.random() < 0.4:
+            runs[index] = Run(free=np.packbits(FREE, bitorder="little"))
         for ahead in range(max(1, room)):
             some = set(rng.sample(range(VOCAB), rng.choice([1, 9]))) - {MASK}
             bits.append(bits_of(some))
-            if room and ahead <= len(runs[index].tokens):
+            if room and is_free:
+                allowed[index, first + ahead] = allowed.get((index, first), some)
+            elif room and ahead <= len(runs[index].tokens):
                 allowed[index, first + ahead] = some
     grammar = GrammarOutput(
         [req_ids[index] for index in with_grammar], np.array(bits, dtype=np.int32), None
@@ -80,7 +86,13 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     for (index, column), some in allowed.items():
         ahead = column - known[index] % BLOCK
         assert reach.follows[index] and reach.forced[index, column] == (len(some) == 1)
-        assert int(reach.assumed[index, column]) == [*runs[index].tokens, -1][ahead]
+        if runs[index].free is not None:
+            assert (
+                reach.free is not None and reach.free[index].tolist() == FREE.tolist()
+            )
+        else:
+            assumed = [*runs[index].tokens, -1]
+            assert int(reach.assumed[index, column]) == assumed[ahead]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -98,7 +110,8 @@ def test_a_run_is_written_as_far_as_it_holds(seed: int) -> None:
     for row, (column, count) in enumerate(zip(first, sent, strict=True)):
         has_bits[row, column : column + count * follows[row]] = True
     forced = has_bits & (torch.rand(shape) < 0.4)
-    reach = Reach(torch.tensor(follows).unsqueeze(1), has_bits, forced, assumed)
+    free = torch.rand(len(follows), 3) < 0.5 if seed % 2 else None
+    reach = Reach(torch.tensor(follows).unsqueeze(1), has_bits, forced, assumed, free)
     choice = reach.to_choose_from(candidate)
     wanted = torch.rand(shape) < 0.5
     write = reach.from_the_left(wanted & choice, candidate)
@@ -114,7 +127,8 @@ def test_a_run_is_written_as_far_as_it_holds(seed: int) -> None:
                 may.add(column)
             if holds:
                 written.add(column)
-            if candidate[row, column] != assumed[row, column]:
+            token = candidate[row, column]
+            if token != assumed[row, column] and (free is None or not free[row, token]):
                 break
         assert set(choice[row].nonzero().flatten().tolist()) == may
         assert set(write[row].nonzero().flatten().tolist()) == written

@@ -31,6 +31,8 @@ class Reach:
     """[m, width] bool: of these, the ones that have one token allowed."""
     assumed: torch.Tensor
     """[m, width] int64: the tokens for which the bits of later positions hold."""
+    free: torch.Tensor | None = None
+    """[m, vocab] bool: others for which they hold; None if no text is free."""
 
     def to_choose_from(self, candidate: torch.Tensor) -> torch.Tensor:
         """[m, width] bool: what a rule may be asked about. Forced tokens are no choice.
@@ -60,6 +62,8 @@ class Reach:
         """[m, width] bool: positions whose bits hold, if all before them are written:
         those have their candidates as assumed."""
         other = self.has_bits & (candidate != self.assumed)
+        if self.free is not None:
+            other &= ~self.free.gather(1, candidate)
         return self.has_bits & (other.cumsum(dim=1) - other.long() == 0)
 
 
@@ -89,12 +93,17 @@ def exclude_ungrammatical(
     index = np.array([index_of[req_id] for req_id in ids])
     sent = _rows_of_bits(grammar, num_drafts[index])
     runs = batch.spans.runs or [Run()] * len(req_ids)
-    assumed = [[*runs[i].tokens, -1][: num_drafts[i]] for i in index.tolist()]
+    is_free = np.array([runs[i].free is not None for i in index.tolist()])
+    assumed = [
+        [*runs[i].tokens, *[-1] * (num_drafts[i] if alike else 1)][: num_drafts[i]]
+        for i, alike in zip(index.tolist(), is_free.tolist(), strict=True)
+    ]
     count = np.array([len(tokens) for tokens in assumed])
     if not count.any():
         return None
     offset = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-    places = np.repeat(sent.cumsum() - sent, count) + offset
+    places = np.repeat(sent.cumsum() - sent, count)
+    places += np.where(np.repeat(is_free, count), 0, offset)
     of_rows = np.stack([np.repeat(index, count), offset, np.concatenate(assumed)])
     device, vocab = logits.device, logits.shape[1]
     bits = async_tensor_h2d(grammar.grammar_bitmask[places], device)
@@ -112,7 +121,25 @@ def exclude_ungrammatical(
         has_bits=nowhere.index_put(cell, torch.ones_like(block, dtype=torch.bool)),
         forced=nowhere.index_put(cell, allowed.sum(dim=1) == 1),
         assumed=torch.zeros_like(batch.tokens).index_put(cell, token),
+        free=_free_tokens(runs, batch, vocab),
     )
+
+
+def _free_tokens(
+    runs: list[Run], batch: CanvasBatch, vocab: int
+) -> torch.Tensor | None:
+    """`Reach.free`."""
+    found = [(i, run.free) for i, run in enumerate(runs) if run.free is not None]
+    if not found:
+        return None
+    device, rows = batch.tokens.device, batch.spans.rows
+    request = async_tensor_h2d(np.array([i for i, _ in found]), device)
+    bits = async_tensor_h2d(np.stack([bits for _, bits in found]), device)
+    bit = torch.arange(8, dtype=torch.uint8, device=device)
+    some = (bits.unsqueeze(2) >> bit & 1).bool().flatten(1)[:, :vocab]
+    free = some.new_zeros(len(batch.slot), vocab)
+    free[request if rows is None else rows.begin[request], : some.shape[1]] = some
+    return free
 
 
 def show_forced(spans: SpanBatch, all_token_ids: torch.Tensor) -> None:
