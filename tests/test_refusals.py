@@ -198,6 +198,7 @@ def test_a_server_option_wins_over_the_checkpoint() -> None:
         "cap_steps": False,
         "cache": "none",
         "soft_tokens": None,
+        "efforts": None,
     }
     unsaid = RuleParams.model_fields.keys() - said.keys()
     assert resolved == said | {f: RuleParams.model_fields[f].default for f in unsaid}

@@ -124,16 +124,15 @@ async def test_the_knob_for_effort_reaches_the_decoding(
     body = {"messages": prompt} if "chat" in path else {"prompt": "Copy: abcdef"}
 
     async def forwards(**fields: Any) -> tuple[int, int]:
-        answer = await post(
-            added, path, **body, **fields, ignore_eos=True, max_tokens=9
-        )
+        length = {"ignore_eos": True, "max_tokens": 32}
+        answer = await post(added, path, **body, **length, **fields)
         assert answer.status_code == 200, answer.text
         usage = answer.json()["usage"]
         return usage["nfe"], usage["completion_tokens"]
 
-    assert await forwards(temperature=0, reasoning_effort="low") == (9, 9)
+    assert await forwards(temperature=0, reasoning_effort="low") == (32, 32)
     own = {"dllm_threshold": 0.0}
-    assert await forwards(reasoning_effort="low", **own) == (1, 9)
+    assert (await forwards(reasoning_effort="low", **own))[0] < 4
     assert (await forwards(reasoning_effort="high", dllm_max_nfe=3))[0] <= 3
 
 
@@ -208,6 +207,7 @@ CASES: dict[str, tuple[dict[str, Any] | None, bool | None]] = {
     "no schema wanted": (POINT, False),
     "a string": ({"type": "string"}, None),
 }
+SUM = [{"role": "user", "content": "Solve: 12 + 30."}]
 QUESTION = [{"role": "user", "content": "Copy: abc"}]
 
 
@@ -238,12 +238,12 @@ async def test_an_answer_without_a_call_costs_what_it_costs_without_tools(
     added: Server,
 ) -> None:
     """Clients of strict tools send them with every request, and few need a call."""
-    body = {"messages": QUESTION, "temperature": 0}
+    body = {"messages": SUM, "temperature": 0}
     path, tools = "/v1/chat/completions", [tool("a strict point")]
     plain = (await post(added, path, **body)).json()
     free = (await post(added, path, **body, tools=tools, tool_choice="auto")).json()
-    assert free["choices"][0]["message"]["content"] == "abc"
-    assert free["usage"]["nfe"] == plain["usage"]["nfe"]
+    assert free["choices"][0]["message"]["content"] == "12 + 30 = 42"
+    assert plain["usage"]["nfe"] == free["usage"]["nfe"] == 1
 
 
 @pytest.mark.parametrize("seed", [1, 2])
