@@ -88,6 +88,8 @@ OF_FULL_ATTENTION: dict[str, Value] = {
 OF_ALL: dict[str, Value] = {
     "max_nfe": count,
     "return_trajectory": flag,
+    "return_step_maps": flag,
+    "return_rest": flag,
     "stream_drafts": flag,
 }
 OF_OTHERS: dict[str, Value] = {

@@ -41,6 +41,8 @@ def test_a_request_that_says_nothing_gets_the_servers_choices(
         confidence_eos_eot_inf=False,
         suffix_token_ids=(),
         return_trajectory=False,
+        return_step_maps=False,
+        return_rest=False,
         stream_drafts=False,
         buffer_size=1,
         add_block_threshold=0.1,

@@ -172,12 +172,19 @@ class DllmParams(RuleParams):
     and suffix (infilling), `max_tokens` long. In /v1/completions `suffix`, as text."""
     return_trajectory: bool = False
     """Whether the answer says for each token which step of its block decided it."""
+    return_step_maps: bool = False
+    """The same with steps from 1 on, under SGLang's name, `step_maps`."""
+    return_rest: bool = False
+    """Whether the answer says what was decoded behind its end, and in which steps: what
+    the model saw beside it."""
     stream_drafts: bool = False
     """Whether every step of a block is sent, masks and all; for `stream_mode:
     "denoise"` of /v1/generate."""
 
     @field_validator(
         "return_trajectory",
+        "return_step_maps",
+        "return_rest",
         "stream_drafts",
         "logits_eos_inf",
         "confidence_eos_eot_inf",

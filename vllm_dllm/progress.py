@@ -10,7 +10,15 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_dllm.report import Draft, ForwardCount, StepReport, StepStats, client_params
+from vllm_dllm.report import (
+    Draft,
+    ForwardCount,
+    Rest,
+    StepReport,
+    StepStats,
+    client_params,
+)
+from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Plan, Span
 
 
@@ -19,16 +27,15 @@ class Progress:
     """What is kept of a request besides what vLLM keeps."""
 
     plan: Plan
-    max_nfe: int | None
-    """Denoising forwards that it may take."""
-    in_runs: bool = False
-    """Whether it is structured output of several tokens a step (runs.py)."""
+    decoding: Decoding
     candidates: list[int] = field(default_factory=list)
-    """What its last step proposed for the canvas, if it is."""
+    """What its last step proposed for the canvas, if it is decoded in runs."""
     mark: int | None = None
     """What the plan remembers of the last step."""
     forwards: ForwardCount = field(default_factory=ForwardCount)
     trajectory: list[int] = field(default_factory=list)
+    rest: Rest | None = None
+    """Its block after the last step, if it wants to know."""
 
     @property
     def nfe(self) -> int:
@@ -38,7 +45,8 @@ class Progress:
     @property
     def is_spent(self) -> bool:
         """Whether these are all that it may take."""
-        return self.max_nfe is not None and self.nfe >= self.max_nfe
+        most = self.decoding.max_nfe
+        return most is not None and self.nfe >= most
 
 
 @dataclass
@@ -118,9 +126,7 @@ def annotate(
             length = request.num_output_tokens
             if output.finish_reason is not None:
                 finished.append((progress.nfe, length))
-            params = {}
-            if progress.trajectory:
-                params = client_params(trajectory=progress.trajectory[:length])
+            params = trace_params(request, progress)
             if draft is not None and output.finish_reason is None:
                 params |= draft_params(request, progress, draft)
             output.kv_transfer_params = params or None
@@ -139,6 +145,22 @@ def annotate(
         for req_id, draft in drafts.items()
         if req_id in followed and followed[req_id][0].status == RequestStatus.RUNNING
     }
+
+
+def trace_params(request: Request, progress: Progress) -> dict[str, Any]:
+    """When the tokens of an answer were decided, as its client wants to know it."""
+    wants, rest = progress.decoding, progress.rest
+    steps = progress.trajectory[: request.num_output_tokens]
+    params = {}
+    if wants.return_trajectory and steps:
+        params = client_params(trajectory=steps)
+    if wants.return_step_maps and steps:
+        params["step_maps"] = [step + 1 for step in steps]
+    if rest is not None and RequestStatus.is_finished(request.status):
+        behind = slice(request.num_tokens - rest.start, None)
+        tokens, when = rest.tokens[behind], rest.steps[behind]
+        params |= client_params(rest={"token_ids": tokens, "steps": when})
+    return params
 
 
 def draft_params(request: Request, progress: Progress, draft: Draft) -> dict[str, Any]:

@@ -39,12 +39,25 @@ class Draft:
 
 
 @dataclass
+class Rest:
+    """All of a request's block, after a step that may have ended it."""
+
+    start: int
+    """Absolute position of its first token that was not known before the step."""
+    tokens: list[int]
+    """Up to the end of what is in flight; -1 is a mask."""
+    steps: list[int]
+    """Those of its block that decided them; -1 for a mask."""
+
+
+@dataclass
 class StepReport:
     """What the worker says of a step, by request id."""
 
     trajectories: dict[str, list[int]] = field(default_factory=dict)
     """Steps of their block that decided the tokens handed out."""
     drafts: dict[str, Draft] = field(default_factory=dict)
+    rests: dict[str, Rest] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)
     """What plans remember of the step (`Plan.mark`) where only the worker knows it."""
     candidates: dict[str, list[int]] = field(default_factory=dict)
@@ -54,8 +67,9 @@ class StepReport:
 
     @property
     def is_worth_sending(self) -> bool:
-        parts = (self.trajectories, self.drafts, self.marks, self.candidates)
-        return any(map(bool, (*parts, self.revised)))
+        parts = (self.trajectories, self.drafts, self.rests)
+        planned = (self.marks, self.candidates)
+        return any(map(bool, (*parts, *planned, self.revised)))
 
     def attach(self, output: ModelRunnerOutput) -> None:
         output.dllm_report = self

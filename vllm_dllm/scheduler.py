@@ -53,9 +53,7 @@ class BlockDiffusionScheduler(Scheduler):
         plan = plan_of(
             decoding, self.config, request.num_prompt_tokens, request.max_tokens
         )
-        progress = self.progress[request] = Progress(
-            plan, decoding.max_nfe, decoding.in_runs
-        )
+        progress = self.progress[request] = Progress(plan, decoding)
         super().add_request(request)
         request.spec_decode_metrics = progress.forwards
 
@@ -125,7 +123,7 @@ class BlockDiffusionScheduler(Scheduler):
             if planned.canvas:
                 # That there are any tells the worker to decide some.
                 room, run = min(planned.canvas, self.num_spec_tokens), Run()
-                if self.progress[request].in_runs:
+                if self.progress[request].decoding.in_runs:
                     candidates = self.progress[request].candidates
                     manager = self.structured_output_manager
                     run = runs[req_id] = run_of(request, candidates, room, manager)
@@ -151,6 +149,9 @@ class BlockDiffusionScheduler(Scheduler):
         for req_id, steps in report.trajectories.items():
             if req_id in followed:
                 followed[req_id][1].trajectory.extend(steps)
+        for req_id, rest in report.rests.items():
+            if req_id in followed:
+                followed[req_id][1].rest = rest
         for req_id, candidates in report.candidates.items():
             if req_id in followed:
                 followed[req_id][1].candidates = candidates

@@ -27,6 +27,8 @@ class Decoding:
     confidence_eos_eot_inf: bool
     suffix_token_ids: tuple[int, ...]
     return_trajectory: bool
+    return_step_maps: bool
+    return_rest: bool
     stream_drafts: bool
     buffer_size: int
     add_block_threshold: float
@@ -60,6 +62,8 @@ class Decoding:
             confidence_eos_eot_inf=wishes.confidence_eos_eot_inf,
             suffix_token_ids=tuple(wishes.suffix_token_ids),
             return_trajectory=wishes.return_trajectory,
+            return_step_maps=wishes.return_step_maps,
+            return_rest=wishes.return_rest,
             stream_drafts=wishes.stream_drafts,
             buffer_size=buffer_size,
             add_block_threshold=wishes.add_block_threshold,

@@ -12,7 +12,12 @@ from tests.worker.desk import (
     TableLogits,
 )
 
-WANTS = {"traced": "return_trajectory", "watched": "stream_drafts"}
+WANTS = {
+    "traced": "return_trajectory",
+    "mapped": "return_step_maps",
+    "watched": "stream_drafts",
+    "whole": "return_rest",
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -25,8 +30,9 @@ def test_a_request_is_told_what_it_asked_for(family: str) -> None:
         running = desk.running.keys() & WANTS.keys()
         desk.step(TableLogits(0))
         report = desk.sampler.take_report()
-        assert report.trajectories.keys() == running & {"traced"}
+        assert report.trajectories.keys() == running & {"traced", "mapped"}
         assert report.drafts.keys() <= running & {"watched"}
+        assert report.rests.keys() <= running & {"whole"}
 
 
 @pytest.mark.parametrize(("family", "rule"), FAMILIES_AND_RULES)

@@ -131,6 +131,10 @@ class GenerateEnd(OpenAIBaseModel):
     usage: GenerateUsage
     dllm_trajectory: list[int] | None
     """With `dllm_return_trajectory`: the step of its block that decided each token."""
+    step_maps: list[int] | None
+    """With `return_step_maps`: the same from 1 on."""
+    dllm_rest: dict[str, list[int]] | None
+    """With `dllm_return_rest`: what was decoded behind the end, and its steps."""
 
 
 class GenerateResponse(GenerateEnd):
@@ -246,6 +250,7 @@ def end_of(
     """The end of an answer of `completion_tokens` tokens."""
     [choice] = result.outputs
     prompt_tokens = len(result.prompt_token_ids or ())
+    params = result.kv_transfer_params or {}
     return GenerateEnd(
         id=result.request_id,
         full_text=full_text,
@@ -257,5 +262,7 @@ def end_of(
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
         ),
-        dllm_trajectory=(result.kv_transfer_params or {}).get("dllm_trajectory"),
+        dllm_trajectory=params.get("dllm_trajectory"),
+        step_maps=params.get("step_maps"),
+        dllm_rest=params.get("dllm_rest"),
     )

@@ -46,6 +46,7 @@ NAMES: dict[str, str] = {
     "logits_eos_inf": "dllm_logits_eos_inf",
     "confidence_eos_eot_inf": "dllm_confidence_eos_eot_inf",
     "suffix": "dllm_suffix_token_ids",
+    "return_step_maps": "dllm_return_step_maps",
 }
 """Other names of our fields. `suffix` has become token ids when it comes here."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_dllm.report import Draft, StepReport
+from vllm_dllm.report import Draft, Rest, StepReport
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import AfterPrompt, Plan
 from vllm_dllm.worker.canvas_batch import CanvasBatch
@@ -41,6 +41,8 @@ class Telling:
         """Those that want to know when their tokens were decided."""
         self.watched: set[int] = set()
         """Those that want to see every step of their block."""
+        self.whole: set[int] = set()
+        """Those that want to know what was decoded behind their end."""
         self.awaited: set[int] = set()
         """Those whose next step the scheduler plans by what is open."""
         self.in_runs: set[int] = set()
@@ -48,7 +50,8 @@ class Telling:
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         for slots, wanted in (
-            (self.traced, decoding.return_trajectory),
+            (self.traced, decoding.return_trajectory or decoding.return_step_maps),
+            (self.whole, decoding.return_rest),
             (self.watched, decoding.stream_drafts),
             (self.awaited, isinstance(plan, AfterPrompt)),
             (self.in_runs, decoding.in_runs),
@@ -67,7 +70,7 @@ class Telling:
         if batch.found_end is not None:
             ends = zip(step.req_ids, batch.found_end.tolist(), strict=True)
             report.marks |= {req_id: end for req_id, end in ends if end}
-        told = self.traced | self.watched | self.in_runs
+        told = self.traced | self.watched | self.whole | self.in_runs
         for index, (req_id, slot) in enumerate(zip(step.req_ids, slots, strict=True)):
             if slot not in told:
                 continue
@@ -79,6 +82,14 @@ class Telling:
             if slot in self.in_runs and batch.active[front]:
                 candidates = canvas(index, step.candidate)[count:]
                 report.candidates[req_id] = candidates.tolist()
+            if slot in self.whole and batch.active[front]:
+                tokens = batch.tokens.masked_fill(batch.masked, -1)
+                steps = batch.decided_at.masked_fill(batch.masked, -1)
+                report.rests[req_id] = Rest(
+                    start=int(batch.known[front]),
+                    tokens=canvas(index, tokens).tolist(),
+                    steps=canvas(index, steps).tolist(),
+                )
             if slot in self.watched and batch.active[front]:
                 known = int(batch.known[front])
                 tokens = batch.tokens.masked_fill(batch.masked, -1)
