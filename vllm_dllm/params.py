@@ -179,7 +179,7 @@ class DllmParams(RuleParams):
     the model saw beside it."""
     stream_drafts: bool = False
     """Whether every step of a block is sent, masks and all; for `stream_mode:
-    "denoise"` of /v1/generate."""
+    "denoise"`."""
 
     @field_validator(
         "return_trajectory",

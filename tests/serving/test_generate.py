@@ -3,7 +3,6 @@
 import json
 from argparse import Namespace
 from math import isnan
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +11,11 @@ from fastapi.testclient import TestClient
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
+from vllm_dllm.serving.drafts import MASK_CHARACTER, render, token_texts
 from vllm_dllm.serving.endpoint import Endpoint
 from vllm_dllm.serving.generate import (
-    MASK_CHARACTER,
     MAX_TOKENS,
     GenerateRequest,
-    GenerateServing,
     event,
 )
 
@@ -145,14 +143,12 @@ class Letters:
 
 def test_a_draft_is_text_with_masks() -> None:
     """Masks in a run must stay as many as they are, and tokens in their places."""
-    serving = GenerateServing.__new__(GenerateServing)
-    serving.renderer = SimpleNamespace(tokenizer=Letters())
-    mask = MASK_CHARACTER
-    assert serving.render([]) == ""
-    assert serving.render([-1, -1]) == mask * 2
-    assert serving.render([0, 1, -1, 2]) == f"ab{mask}c"
-    assert serving.render([-1, 0, -1]) == f"{mask}a{mask}"
-    assert serving.token_texts([0, -1, 2]) == ["a", None, "c"]
+    mask, letters = MASK_CHARACTER, Letters()
+    assert render([], letters) == ""
+    assert render([-1, -1], letters) == mask * 2
+    assert render([0, 1, -1, 2], letters) == f"ab{mask}c"
+    assert render([-1, 0, -1], letters) == f"{mask}a{mask}"
+    assert token_texts([0, -1, 2], letters) == ["a", None, "c"]
 
 
 def test_an_event_is_one_line_of_json() -> None:

@@ -76,7 +76,7 @@ def test_a_slots_next_request_is_told_nothing(field: str) -> None:
         while desk.running:
             desk.step(TableLogits(0))
             report = desk.sampler.take_report()
-            told += len(report.trajectories) + len(report.drafts)
+            told += len(report.trajectories) + len(report.drafts) + len(report.rests)
         assert (told > 0) == wanted
 
 

@@ -27,6 +27,7 @@ from vllm_dllm.compat.overrides import OVERRIDES
 from vllm_dllm.compat.pages import share_final_pages
 from vllm_dllm.compat.patch import Patch, apply
 from vllm_dllm.compat.shutdown import end_answers
+from vllm_dllm.compat.streams import add_to_chats, add_to_completions
 from vllm_dllm.compat.symbols import is_there
 from vllm_dllm.compat.tools import (
     follow_tool_schemas,
@@ -67,6 +68,8 @@ EVERYWHERE: tuple[Patch, ...] = (
     report_forwards,
     move_forwards,
     end_answers,
+    add_to_chats,
+    add_to_completions,
     add_cli_flags,
     fold_cli_flags,
     raise_token_budget,

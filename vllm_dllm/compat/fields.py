@@ -46,6 +46,7 @@ def lift_request_fields(
     from vllm_dllm.admission import check_length
     from vllm_dllm.config import DllmConfig
     from vllm_dllm.serving.lift import lift
+    from vllm_dllm.serving.streams import DRAFTS, mode_of
 
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = function(self, *args, **kwargs)
@@ -68,6 +69,8 @@ def lift_request_fields(
             body["suffix"] = tokenizer.encode(suffix, add_special_tokens=False)
         with refusing():
             fields = lift(body, config, params.extra_args)
+            if mode_of(self) == "denoise":
+                fields[DRAFTS] = True
             # A new dict, because theirs is the request's own `vllm_xargs`.
             params.extra_args = {**(params.extra_args or {}), **fields} or None
             for check in EARLY_CHECKS:

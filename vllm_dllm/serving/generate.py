@@ -6,7 +6,6 @@ answers and events.
 """
 
 import copy
-import functools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import NoneType
@@ -18,15 +17,14 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
-from vllm.tokenizers import TokenizerLike
 
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.report import ForwardCount
 from vllm_dllm.serving.body import KINDS, Kinds, check_kinds
+from vllm_dllm.serving.drafts import render, token_texts
 from vllm_dllm.serving.lift import differ
+from vllm_dllm.serving.streams import DRAFTS
 
-MASK_CHARACTER = "\N{LIGHT SHADE}"
-DRAFTS = "dllm_stream_drafts"
 GRAMMARS = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
 """SGLang's names of structured output, and vLLM's."""
 KINDS_OF_GRAMMARS: Kinds = {
@@ -36,7 +34,6 @@ KINDS_OF_GRAMMARS: Kinds = {
 }
 MAX_TOKENS = 512
 """Of requests that do not say, as in Diffulex."""
-CACHED_TOKENS = 2**16
 
 
 class GenerateRequest(OpenAIBaseModel):
@@ -192,10 +189,10 @@ class GenerateServing(OpenAIServingCompletion):
                     )
                 if draft is not None:
                     ids = draft["token_ids"]
-                    texts = self.token_texts(ids)
-                    yield event(
-                        "draft", **draft, token_texts=texts, text=self.render(ids)
-                    )
+                    tokenizer = self.renderer.tokenizer
+                    texts = token_texts(ids, tokenizer)
+                    text_of_draft = render(ids, tokenizer)
+                    yield event("draft", **draft, token_texts=texts, text=text_of_draft)
                 if result.finished:
                     yield event("finish", **end_of(result, text, sent).model_dump())
         except Exception as error:
@@ -208,35 +205,6 @@ class GenerateServing(OpenAIServingCompletion):
         if text is None and token_ids and tokenizer is not None:
             text = tokenizer.decode(token_ids)
         return text or ""
-
-    def token_texts(self, token_ids: list[int]) -> list[str | None]:
-        """Each token of a draft by itself; None for a mask."""
-        tokenizer = self.renderer.tokenizer
-        return [
-            None if tokenizer is None or token < 0 else token_text(tokenizer, token)
-            for token in token_ids
-        ]
-
-    def render(self, token_ids: list[int]) -> str:
-        """A draft as text, with a visible character for each mask (-1)."""
-        tokenizer = self.renderer.tokenizer
-        pieces: list[str] = []
-        run: list[int] = []
-        for token in [*token_ids, -1]:
-            if token >= 0:
-                run.append(token)
-                continue
-            if run and tokenizer is not None:
-                pieces.append(tokenizer.decode(run, skip_special_tokens=True))
-            run = []
-            pieces.append(MASK_CHARACTER)
-        return "".join(pieces[:-1])
-
-
-@functools.lru_cache(CACHED_TOKENS)
-def token_text(tokenizer: TokenizerLike, token: int) -> str:
-    """One token as text; drafts name each token of a block at every step."""
-    return tokenizer.decode([token])
 
 
 def event(kind: str, **fields: Any) -> str:
