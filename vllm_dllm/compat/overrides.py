@@ -7,6 +7,7 @@ names are looked up in every process (`missing`).
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 _RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _PIPELINE = "vllm.v1.worker.gpu.pp_utils:PPHandler"
+_GRAMMARS = "vllm.v1.structured_output"
 _STATE = "vllm.v1.worker.gpu.model_states.interface:ModelState"
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
 
@@ -25,6 +26,18 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_SCHEDULER}.finish_requests",
         "vllm.v1.core.kv_cache_manager:KVCacheManager.estimate_cached_tokens",
         "vllm.v1.spec_decode.metrics:SpecDecodingStats",
+    ),
+    "vllm_dllm.runs": (
+        f"{_GRAMMARS}:StructuredOutputManager.validate_tokens",
+        f"{_GRAMMARS}.backend_guidance:GuidanceGrammar.accept_tokens",
+        f"{_GRAMMARS}.backend_guidance:GuidanceGrammar.fill_bitmask",
+        f"{_GRAMMARS}.backend_guidance:GuidanceGrammar.is_terminated",
+        f"{_GRAMMARS}.backend_guidance:GuidanceGrammar.rollback",
+        f"{_GRAMMARS}.backend_types:StructuredOutputBackend",
+        f"{_GRAMMARS}.backend_xgrammar:XgrammarGrammar.accept_tokens",
+        f"{_GRAMMARS}.backend_xgrammar:XgrammarGrammar.fill_bitmask",
+        f"{_GRAMMARS}.backend_xgrammar:XgrammarGrammar.is_terminated",
+        f"{_GRAMMARS}.backend_xgrammar:XgrammarGrammar.rollback",
     ),
     "vllm_dllm.report": (
         "vllm.v1.metrics.stats:RequestSpecDecodeMetrics.observe",
