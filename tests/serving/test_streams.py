@@ -93,7 +93,7 @@ async def test_the_official_client_reads_the_same_answer(server: Server) -> None
         last = chunk
     assert text == TEXT_OF_SUM and drafts > 5
     steps = last.kv_transfer_params["step_maps"]
-    assert len(steps) == 13 and min(steps) == 1
+    assert len(steps) == 9 and min(steps) == 1
 
 
 @uses_server("tiny-llada2")
