@@ -8,9 +8,10 @@ import pytest
 from torch import Tensor
 
 from tests import quantized
+from tests.checkpoints import derived
 from tests.engines import Engine, OneAtATime, tokens_of
 from tests.golden_cases import Case
-from tests.specs import MODELS, EngineSpec
+from tests.specs import LORA, MODELS, EngineSpec
 from tools.tiny import skills, tokenizer
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.engine]
@@ -28,6 +29,7 @@ FILES = [
     ("tiny-llada", quantized.awq, "AutoAWQMarlinLinearMethod"),
     ("tiny-llada2", quantized.int4, "CompressedTensorsLinearMethod"),
 ]
+TENS = range(10, 40)
 
 
 def linear_methods(worker: Any) -> dict[str, str]:
@@ -37,6 +39,10 @@ def linear_methods(worker: Any) -> dict[str, str]:
         for name, module in worker.model_runner.model.named_modules()
         if name.endswith("_proj") or name.endswith(("query_key_value", "dense"))
     }
+
+
+def head_method(worker: Any) -> str:
+    return type(worker.model_runner.model.lm_head.quant_method).__name__
 
 
 def cache_bytes(worker: Any) -> int:
@@ -85,6 +91,42 @@ def test_a_quantized_checkpoint_answers_right(
     kept = methods.get("model.layers.0.self_attn.o_proj")
     assert kept in (None, "UnquantizedLinearMethod")
     assert right_sums(engine, 40) >= 37
+
+
+@pytest.mark.parametrize("base", PLAIN)
+def test_weights_that_become_int8_answer_right(base: str, running: OneAtATime) -> None:
+    """A layer that is not read to its end, or whose scales are another's, would not."""
+    engine = engine_of(running, MODELS / base, quantization="dllm_int8")
+    [methods] = engine.llm.collective_rpc(linear_methods)
+    assert set(methods.values()) == {"Int8LinearMethod"}
+    assert right_sums(engine, 40) >= 37
+
+
+def first_logprobs(engine: Engine) -> dict[tuple[int, int], float]:
+    """Of the 20 likeliest first tokens after each of some prompts."""
+    cases = [Case(engine.spec.checkpoint, [9, n, 7], 1, 4, "threshold") for n in TENS]
+    outputs = engine.ask(cases, logprobs=20)
+    return {
+        (place, token): found.logprob
+        for place, output in enumerate(outputs)
+        for token, found in output.outputs[0].logprobs[0].items()
+    }
+
+
+def test_a_head_that_is_the_embedding_becomes_int8_too(
+    running: OneAtATime, tmp_path: Path
+) -> None:
+    """The embedding itself stays as it is; and adapters find where a layer lies."""
+    tied = derived(tmp_path / "tied", "sdar-pub0", tie_word_embeddings=True)
+    plain = first_logprobs(running.engine(EngineSpec(str(tied), 4)))
+    options = {"quantization": "dllm_int8", **LORA}
+    engine = running.engine(EngineSpec(str(tied), 4, options))
+    assert "Int8TiedHeadMethod" in engine.llm.collective_rpc(head_method)
+    found = first_logprobs(engine)
+    both = plain.keys() & found.keys()
+    assert len(both) > 0.8 * len(plain)
+    off = [abs(plain[key] - found[key]) for key in both]
+    assert 1e-4 < sum(off) / len(off) < 0.15
 
 
 def test_a_quantized_cache_answers_right(running: OneAtATime) -> None:

@@ -34,6 +34,8 @@ def add_to_vllm() -> str | None:
         return f"this vLLM lacks {', '.join(gone)}"
     compat.change_vllm()
     register_models()
+    from vllm_dllm.quantization import config  # noqa: F401  vLLM knows it from here on
+
     return None
 
 

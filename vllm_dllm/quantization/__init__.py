@@ -1,0 +1,1 @@
+"""Weights that become eight-bit while they are loaded."""
