@@ -53,5 +53,6 @@ PyMethodDef method(const char* name) {
 // One table per source file, ended by an entry without a name.
 extern PyMethodDef runner_kernels[];
 extern PyMethodDef candidate[];
+extern PyMethodDef int8[];
 
 }  // namespace dllm

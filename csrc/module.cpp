@@ -10,7 +10,8 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr,
 PyMODINIT_FUNC PyInit__C() {
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) return nullptr;
-  for (PyMethodDef* methods : {dllm::runner_kernels, dllm::candidate}) {
+  for (PyMethodDef* methods :
+       {dllm::runner_kernels, dllm::candidate, dllm::int8}) {
     if (PyModule_AddFunctions(module, methods) != 0) {
       Py_DECREF(module);
       return nullptr;

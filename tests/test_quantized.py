@@ -41,6 +41,11 @@ def linear_methods(worker: Any) -> dict[str, str]:
     }
 
 
+def methods_of_all(worker: Any) -> set[str]:
+    modules = worker.model_runner.model.modules()
+    return {type(getattr(module, "quant_method", None)).__name__ for module in modules}
+
+
 def head_method(worker: Any) -> str:
     return type(worker.model_runner.model.lm_head.quant_method).__name__
 
@@ -99,6 +104,9 @@ def test_weights_that_become_int8_answer_right(base: str, running: OneAtATime) -
     engine = engine_of(running, MODELS / base, quantization="dllm_int8")
     [methods] = engine.llm.collective_rpc(linear_methods)
     assert set(methods.values()) == {"Int8LinearMethod"}
+    assert ("Int8ExpertsMethod" in engine.llm.collective_rpc(methods_of_all)[0]) == (
+        base == "tiny-llada2"
+    )
     assert right_sums(engine, 40) >= 37
 
 

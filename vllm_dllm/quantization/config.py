@@ -14,9 +14,9 @@ NAME = "dllm_int8"
 
 @register_quantization_config(NAME)
 class Int8Config(QuantizationConfig):
-    """Linear layers and the head in int8, from any checkpoint that is not quantized.
+    """Linear layers, experts and the head in int8, from unquantized checkpoints.
 
-    Embeddings, norms, routers and experts stay as they are.
+    Embeddings, norms and routers stay as they are.
     """
 
     ties_head = False
@@ -47,7 +47,7 @@ class Int8Config(QuantizationConfig):
     def get_quant_method(
         self, layer: torch.nn.Module, prefix: str
     ) -> QuantizeMethodBase | None:
-        from vllm.model_executor.layers.fused_moe import GateLinear
+        from vllm.model_executor.layers.fused_moe import GateLinear, RoutedExperts
         from vllm.model_executor.layers.linear import (
             LinearBase,
             UnquantizedLinearMethod,
@@ -60,6 +60,8 @@ class Int8Config(QuantizationConfig):
         )
 
         match layer:
+            case RoutedExperts():
+                return of_experts(layer.moe_config)
             case GateLinear():
                 return UnquantizedLinearMethod()
             case ParallelLMHead() if self.ties_head:
@@ -67,3 +69,19 @@ class Int8Config(QuantizationConfig):
             case LinearBase() | ParallelLMHead():
                 return Int8LinearMethod()
         return None
+
+
+def of_experts(moe: Any) -> QuantizeMethodBase:
+    """vLLM's on a GPU, ours on a CPU; what ours does not know stays as it is."""
+    from vllm.model_executor.layers.fused_moe import UnquantizedFusedMoEMethod
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.quantization.online.int8 import Int8OnlineMoEMethod
+    from vllm.platforms import current_platform
+
+    from vllm_dllm.quantization.experts import Int8ExpertsMethod
+
+    if not current_platform.is_cpu():
+        return Int8OnlineMoEMethod(moe=moe)
+    if moe.activation == MoEActivation.SILU and not moe.has_bias:
+        return Int8ExpertsMethod(moe)
+    return UnquantizedFusedMoEMethod(moe)

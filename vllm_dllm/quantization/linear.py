@@ -14,23 +14,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
 
-LARGEST = 127
-
-
-def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The nearest int8 weights, row by row.
-
-    Args:
-        weight: [outputs, inputs], floating point.
-
-    Returns:
-        int8 weights [outputs, inputs] in [-127, 127], and what they are to be
-        multiplied with, [outputs, 1] float32; 1 where a row is zero.
-    """
-    weight = weight.float()
-    scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST
-    scale = torch.where(scale == 0, 1.0, scale)
-    return (weight / scale).round().to(torch.int8), scale
+from vllm_dllm.ops.int8_groups import quantize
 
 
 class Int8LinearMethod(LinearMethodBase):
@@ -75,14 +59,17 @@ class Int8LinearMethod(LinearMethodBase):
         # vLLM calls it as soon as the layer is read, and once more for all layers.
         if getattr(layer, "_already_called_process_weights_after_loading", False):
             return
-        weight, scale = quantized(layer.weight)
-        replace_parameter(layer, "weight", weight)
-        replace_parameter(layer, "weight_scale", scale)
-        layer.logical_widths = [len(weight)]  # scales are of rows, whatever is fused
+        rows = quantize(layer.weight)
+        replace_parameter(layer, "weight", rows.values)
+        replace_parameter(layer, "weight_scale", rows.scale.unsqueeze(1))
+        layer.logical_widths = [
+            len(rows.values)
+        ]  # scales are of rows, whatever is fused
         layer.input_scale = layer.input_zero_point = layer.azp_adj = None
         self.kernel.process_weights_after_loading(layer)
         if layer.weight is None:  # the kernel has its own; adapters ask for the device
-            layer.weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
+            empty = rows.values.new_empty(0)
+            layer.weight = torch.nn.Parameter(empty, requires_grad=False)
         layer._already_called_process_weights_after_loading = True
 
     def apply(
