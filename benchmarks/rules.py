@@ -11,6 +11,7 @@ it meanwhile.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from results import write
 
-from tools.eval_tiny import ask_server
+from tools.eval_tiny import Row, ask_server
+from tools.tiny.skills import SKILLS
 
 SETTINGS: list[dict[str, Any]] = [
     {"dllm_algorithm": "sequential"},
@@ -47,7 +49,29 @@ SETTINGS: list[dict[str, Any]] = [
 def measure(
     base_url: str, count: int, setting: dict[str, Any], max_tokens: int = 64
 ) -> dict[str, float]:
-    """Means over all skills, and over the two of arithmetic."""
+    """Means over all short skills, and over the two of arithmetic."""
+    table, speed = ask(base_url, count, setting, max_tokens, SKILLS)
+    arithmetic = (table["add"]["exact"] + table["subtract"]["exact"]) / 2
+    return {**means(table), "arithmetic": arithmetic, "tokens_per_second": speed}
+
+
+def means(table: dict[str, Row]) -> dict[str, float]:
+    rows = table.values()
+    tokens = sum(row["tokens"] for row in rows)
+    return {
+        "exact": sum(row["exact"] for row in rows) / len(table),
+        "tokens_per_forward": tokens / sum(row["forwards"] for row in rows),
+    }
+
+
+def ask(
+    base_url: str,
+    count: int,
+    setting: dict[str, Any],
+    max_tokens: int,
+    names: Sequence[str],
+) -> tuple[dict[str, Row], float]:
+    """A row for each skill, and the tokens per second of all."""
     args = SimpleNamespace(
         base_url=base_url,
         count=count,
@@ -59,16 +83,9 @@ def measure(
         forwards_metric="vllm:diffusion_num_denoising_steps_total",
     )
     start = time.perf_counter()
-    table = ask_server(args)
+    table = ask_server(args, names)
     seconds = time.perf_counter() - start
-    rows = table.values()
-    tokens = sum(row["tokens"] for row in rows)
-    return {
-        "exact": sum(row["exact"] for row in rows) / len(table),
-        "arithmetic": (table["add"]["exact"] + table["subtract"]["exact"]) / 2,
-        "tokens_per_forward": tokens / sum(row["forwards"] for row in rows),
-        "tokens_per_second": count * tokens / seconds,
-    }
+    return table, count * sum(row["tokens"] for row in table.values()) / seconds
 
 
 def arguments(description: str) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
     python tools/eval_tiny.py --base-url http://127.0.0.1:8000/v1 --count 500
 
+`--long` asks the skills with answers of 100 tokens instead of the short ones.
 `--local FOLDER` decodes with the reference implementation instead of a server. Forwards
 come from the server's /metrics, so nothing else should use the server meanwhile; one
 forward there is one request's denoising step, whatever it was batched with.
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,17 +69,17 @@ def ask_skill(args: argparse.Namespace, client: Any, skill: str) -> Row:
     return row
 
 
-def ask_server(args: argparse.Namespace) -> dict[str, Row]:
-    """Every skill through chat completions."""
+def ask_server(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Row]:
+    """These skills through chat completions."""
     from openai import OpenAI
 
     client = OpenAI(base_url=args.base_url, api_key="none")
     args.model = args.model or client.models.list().data[0].id
-    return {skill: ask_skill(args, client, skill) for skill in skills.SKILLS}
+    return {skill: ask_skill(args, client, skill) for skill in names}
 
 
-def ask_reference(args: argparse.Namespace) -> dict[str, Row]:
-    """Every skill through the reference decoder, on one thread."""
+def ask_reference(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Row]:
+    """These skills through the reference decoder, on one thread."""
     import torch
 
     from tools.tiny.local_eval import evaluate
@@ -85,16 +87,17 @@ def ask_reference(args: argparse.Namespace) -> dict[str, Row]:
 
     torch.set_num_threads(1)
     recipe = recipe_of(args.local)
-    return evaluate(recipe, recipe.load(args.local), args.count, args.seed)
+    model = recipe.load(args.local)
+    return evaluate(recipe, model, args.count, args.seed, names)
 
 
 def print_table(table: dict[str, Row]) -> None:
     """skill | exact match | tokens per request | tokens per forward."""
-    print(f"{'skill':9} | exact match | tokens/request | tokens/forward")
+    print(f"{'skill':12} | exact match | tokens/request | tokens/forward")
     for skill, row in table.items():
         rate = row.get("tokens_per_forward")
         shown = f"{rate:14.2f}" if rate else f"{'-':>14}"
-        print(f"{skill:9} | {row['exact']:11.3f} | {row['tokens']:14.2f} | {shown}")
+        print(f"{skill:12} | {row['exact']:11.3f} | {row['tokens']:14.2f} | {shown}")
     rows = table.values()
     if all("forwards" in row for row in rows):
         tokens = sum(row["tokens"] for row in rows)
@@ -110,7 +113,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out draw")
     parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, help="default: 64; 128 of long ones")
+    parser.add_argument("--long", action="store_true", help="skills of long answers")
     parser.add_argument("--model", help="default: the server's first model")
     parser.add_argument("--extra-body", type=json.loads, default={})
     parser.add_argument(
@@ -119,7 +123,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     started = time.perf_counter()
-    table = ask_reference(args) if args.local else ask_server(args)
+    args.max_tokens = args.max_tokens or (128 if args.long else 64)
+    names = tuple(skills.LONG_TASKS) if args.long else skills.SKILLS
+    table = (ask_reference if args.local else ask_server)(args, names)
     print_table(table)
     if args.out:
         record = {

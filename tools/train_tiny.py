@@ -1,7 +1,9 @@
-"""Train one of the tiny checkpoints on one CPU core with masked diffusion.
+r"""Train one of the tiny checkpoints on one CPU core with masked diffusion.
 
     python tools/train_tiny.py --out models/tiny-llada2 --seed 0 --steps 5400
     python tools/train_tiny.py --model llada --out models/tiny-llada --steps 8000
+    python tools/train_tiny.py --model llada2-long --start models/tiny-llada2 \
+        --out models/tiny-llada2-long --seed 1 --rate 0.7 --steps 2300
 
 The learning rate follows the step count, so a seed and `--steps` decide the result;
 with `--minutes` it follows the clock (given both, whichever is further along).
@@ -20,7 +22,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.tiny import batches, tokenizer
+from tools.tiny import batches, skills, tokenizer
 from tools.tiny.local_eval import evaluate
 from tools.tiny.muon import Muon
 from tools.tiny.recipe import Recipe, layer_of
@@ -72,13 +74,20 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.args = args
         self.recipe = RECIPES[args.model]
-        self.model = self.recipe.build()
-        self.recipe.initialise(self.model)
+        self.model = self.model_of(args.start)
         self.optimizers = make_optimizers(self.recipe, self.model)
         self.bases = [opt.param_groups[0]["lr"] for opt in self.optimizers]
         self.step, self.pool, self.index, self.seconds = 0, 0, 0, 0.0
         if args.state and args.state.exists():
             self.load()
+
+    def model_of(self, start: Path | None) -> nn.Module:
+        """A checkpoint's weights, or new ones."""
+        if start:
+            return self.recipe.load(start).train()
+        model = self.recipe.build()
+        self.recipe.initialise(model)
+        return model
 
     def load(self) -> None:
         """Continue from the last saved state."""
@@ -110,6 +119,7 @@ class Trainer:
     def update(self, batch: batches.Batch) -> float:
         """One optimiser step; the mean loss of masked answer tokens."""
         factor = rate(self.step, self.progress(), self.recipe.decay_from)
+        factor *= self.args.rate
         loss, answer = loss_of(self.recipe, self.model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -152,9 +162,12 @@ class Trainer:
     def report(self, count: int) -> None:
         """Print held-out accuracy and tokens per forward, per skill."""
         table = evaluate(self.recipe, self.model, count, seed=1234)
+        if self.recipe.stages[-1].long_share:
+            names = tuple(skills.LONG_TASKS)
+            table |= evaluate(self.recipe, self.model, count // 4, 1234, names)
         for skill, row in table.items():
             exact, speed = row["exact"], row["tokens_per_forward"]
-            print(f"  {skill:9} {exact:.3f} {speed:.2f}", flush=True)
+            print(f"  {skill:12} {exact:.3f} {speed:.2f}", flush=True)
 
 
 def main() -> None:
@@ -167,6 +180,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--tokens", type=int, default=3072, help="per batch")
     parser.add_argument("--eval-minutes", type=float, default=8)
+    parser.add_argument("--start", type=Path, help="checkpoint to train further")
+    parser.add_argument("--rate", type=float, default=1.0, help="of learning; a factor")
     parser.add_argument("--state", type=Path, help="file to save to and continue from")
     args = parser.parse_args()
     if not args.steps and not args.minutes:

@@ -76,13 +76,15 @@ def worksheet(rng: Random, stage: Stage, encode: Callable[..., Any]) -> Row:
 def with_context(rng: Random, stage: Stage, example: skills.Example) -> str:
     """The rendered prompt; at times after another system text or an earlier turn."""
     system, turns = tokenizer.DEFAULT_SYSTEM, [(example.question, example.answer)]
+    if example.skill in skills.LONG_TASKS:
+        return tokenizer.render(turns, system)
     draw = rng.random()
     if draw < 0.15:
         text = rng.choice(SYSTEMS)
         # Cut anywhere, so that answers start at every offset inside a block.
         system = text[: rng.randint(0, len(text))]
     elif draw < 0.25:
-        earlier = stage.example(rng)
+        earlier = stage.short_example(rng)
         turn = (earlier.question, earlier.answer)
         turns.insert(0, rng.choice(SMALL_TALK) if rng.random() < 0.4 else turn)
     return tokenizer.render(turns, system)

@@ -3,6 +3,7 @@
 from random import Random
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +12,12 @@ from tests.reference.llada2_moe import LLaDA2Config, LLaDA2Moe, SparseMoE
 from tests.reference.masks import block_causal
 from tools.tiny import tokenizer
 from tools.tiny.recipe import Recipe
-from tools.tiny.rows import Row, Stage, shares
+from tools.tiny.rows import Flags, Places, Row, Stage, random_masks, shares
 
 BLOCK = 32
 BIAS_RATE = 2e-3
-STEPS, THRESHOLD, GEN_LENGTH = 32, 0.95, 64
+STEPS, THRESHOLD, GEN_LENGTH = 32, 0.95, 128
+NOISY_BLOCKS = 4
 
 
 class LLaDA2Recipe(Recipe):
@@ -105,3 +107,45 @@ class LLaDA2Recipe(Recipe):
             tokenizer.MASK_ID,
             tokenizer.EOS_ID,
         )
+
+
+class LongLLaDA2Recipe(LLaDA2Recipe):
+    """What a trained checkpoint learns further: long answers, of which up to
+    NOISY_BLOCKS blocks are noised at once, as several blocks in flight are."""
+
+    stages = (
+        Stage(
+            0,
+            shares(3.0, 3.4, 0.6, 3.2, 0.9, 0.9),
+            suffix_share=0.4,
+            long_share=0.3,
+            long_weights=(0.2, 0.3, 1.0),
+        ),
+    )
+    decay_from = 0.25
+
+    def row(self, rng: Random, prompt: list[int], answer: list[int]) -> Row:
+        """As one block's, with noise from some blocks earlier on."""
+        start = len(prompt)
+        blocks = range(start // BLOCK, (start + len(answer)) // BLOCK + 1)
+        last = rng.choice(blocks)
+        first = max(start, (last - rng.randrange(NOISY_BLOCKS)) * BLOCK)
+        return Row.of(prompt, answer, first, (last + 1) * BLOCK)
+
+    def masks(
+        self, maskable: Flags, end: Places, noise: np.random.Generator, stage: Stage
+    ) -> Flags:
+        """`random_masks` where one block is noised; else any share of the first, and
+        shares of those behind it that grow from block to block."""
+        masked = random_masks(maskable, end, noise, stage.suffix_share)
+        count, length = maskable.shape
+        block = np.arange(length) // BLOCK
+        first = maskable.argmax(1) // BLOCK
+        several = (first < block[-1])[:, None]
+        share = np.sort(noise.random((count, block[-1] + 1)), axis=1)
+        # Mostly the blocks behind the front are hardly begun.
+        share = 1 - (1 - share) * noise.random((count, 1))
+        front = noise.random((count, 1))
+        share = np.where(np.arange(block[-1] + 1) <= first[:, None], front, share)
+        growing = maskable & (noise.random((count, length)) < share[:, block])
+        return np.where(several, growing, masked)

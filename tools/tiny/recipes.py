@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 from tools.tiny.llada import LLaDARecipe
-from tools.tiny.llada2 import LLaDA2Recipe
+from tools.tiny.llada2 import LLaDA2Recipe, LongLLaDA2Recipe
 from tools.tiny.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {"llada2": LLaDA2Recipe(), "llada": LLaDARecipe()}
+RECIPES: dict[str, Recipe] = {
+    "llada2": LLaDA2Recipe(),
+    "llada": LLaDARecipe(),
+    "llada2-long": LongLLaDA2Recipe(),
+}
 
 
 def recipe_of(folder: Path) -> Recipe:

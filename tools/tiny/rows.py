@@ -28,9 +28,20 @@ class Stage:
     suffix_share: float = 0.0
     question_share: float = 0.0
     """Share of a worksheet's sums that stand after their question."""
+    long_share: float = 0.0
+    """Share of examples with a long answer."""
+    long_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Of skills.LONG_TASKS, in their order."""
 
     def example(self, rng: Random) -> skills.Example:
         """One training example of this stage."""
+        if self.long_share and rng.random() < self.long_share:
+            task = rng.choices(list(skills.LONG_TASKS), self.long_weights)[0]
+            return skills.draw(rng, task, held_out=False, as_json=False)
+        return self.short_example(rng)
+
+    def short_example(self, rng: Random) -> skills.Example:
+        """One whose answer is short."""
         return skills.train_example(rng, self.weights, self.easy_share)
 
 

@@ -16,6 +16,7 @@ JSON_SHARE = 0.3
 HELD_OUT_ONE_IN = 10
 LIST_LENGTHS = (3, 4, 5, 6)
 MAX_PHRASE = 14
+LONG_LIST, LONG_SUMS = 34, 12
 
 
 Phrasings = tuple[tuple[str, float], ...]
@@ -106,16 +107,56 @@ def upper(rng: Random, easy: bool) -> Task:
     return Task(text, text.upper(), text.upper())
 
 
+def long_numbers(rng: Random) -> list[int]:
+    """LONG_LIST different two-digit numbers."""
+    return rng.sample(range(10, 100), LONG_LIST)
+
+
+def long_copy(rng: Random, easy: bool) -> Task:
+    """12 30 7 ... -> 12 30 7 ..."""
+    values = long_numbers(rng)
+    text = " ".join(map(str, values))
+    return Task(text, text, values)
+
+
+def long_reverse(rng: Random, easy: bool) -> Task:
+    """12 30 ... 77 -> 77 ... 30 12."""
+    values = long_numbers(rng)
+    result = values[::-1]
+    return Task(" ".join(map(str, values)), " ".join(map(str, result)), result)
+
+
+def two_digit_sum(rng: Random) -> tuple[str, int]:
+    """One sum of two-digit operands and its two-digit result."""
+    while True:
+        left, right = rng.randint(10, 99), rng.randint(10, 99)
+        adds = rng.random() < 0.5
+        result = left + right if adds else left - right
+        if 10 <= result <= 99:
+            return f"{left} {'+' if adds else '-'} {right} = ", result
+
+
+def long_sums(rng: Random, easy: bool) -> Task:
+    """12 + 30 = ??, 77 - 30 = ??, ... -> 12 + 30 = 42, 77 - 30 = 47, ..."""
+    sums = [two_digit_sum(rng) for _ in range(LONG_SUMS)]
+    asked = ", ".join(f"{left}??" for left, _ in sums)
+    answer = ", ".join(f"{left}{result}" for left, result in sums)
+    return Task(asked, answer, [result for _, result in sums])
+
+
 ARITHMETIC = (("Solve: {}.", 0.8), ("What is {}?", 0.2))
-TASKS: dict[
-    str, tuple[Callable[[Random, bool], Task], tuple[tuple[str, float], ...]]
-] = {
+TASKS: dict[str, tuple[Callable[[Random, bool], Task], Phrasings]] = {
     "add": (add, ARITHMETIC),
     "subtract": (subtract, ARITHMETIC),
     "reverse": (reverse, (("Reverse: {}.", 0.8), ("Reverse the list {}.", 0.2))),
     "sort": (ascending, (("Sort: {}.", 0.8), ("Sort the list {}.", 0.2))),
     "copy": (copy, (("Copy: {}.", 0.8), ("Repeat: {}.", 0.2))),
     "upper": (upper, (("Uppercase: {}.", 0.8), ("Write {} in capitals.", 0.2))),
+}
+LONG_TASKS: dict[str, tuple[Callable[[Random, bool], Task], Phrasings]] = {
+    "long copy": (long_copy, (("Copy: {}.", 1.0),)),
+    "long reverse": (long_reverse, (("Reverse: {}.", 1.0),)),
+    "long sums": (long_sums, (("Solve: {}.", 1.0),)),
 }
 SKILLS = (*TASKS, "json")
 
@@ -129,7 +170,7 @@ def draw(
     rng: Random, task_name: str, held_out: bool, as_json: bool, easy: bool = False
 ) -> Example:
     """One example of `task_name` from the wanted side of the split."""
-    make, phrasings = TASKS[task_name]
+    make, phrasings = (TASKS | LONG_TASKS)[task_name]
     task = make(rng, easy)
     while is_held_out(task_name, task.content) != held_out:
         task = make(rng, easy)
@@ -150,7 +191,7 @@ def train_example(rng: Random, weights: dict[str, float], easy_share: float) -> 
 
 
 def held_out_examples(skill: str, count: int, seed: int) -> list[Example]:
-    """`count` different held-out examples; "json" takes the tasks in turn."""
+    """`count` different held-out examples; "json" takes the short tasks in turn."""
     rng = Random(f"{seed}:{skill}")
     names = list(TASKS) if skill == "json" else [skill]
     found: dict[str, Example] = {}
