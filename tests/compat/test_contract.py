@@ -83,7 +83,11 @@ def test_every_override_is_stated() -> None:
                 assert overrides(ours) <= stated, f"{module.name}.{ours.__name__}"
 
 
-PUBLIC = ("vllm.model_executor.models.config", "vllm.entrypoints.serve.engine.protocol")
+PUBLIC = (
+    "vllm.model_executor.models.config",
+    "vllm.entrypoints.serve.engine.protocol",
+    "vllm.model_executor.layers.quantization.base_config",
+)
 """Modules with interfaces that vLLM documents for plugins."""
 
 

@@ -9,6 +9,9 @@ _RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _PIPELINE = "vllm.v1.worker.gpu.pp_utils:PPHandler"
 _GRAMMARS = "vllm.v1.structured_output"
 _STATE = "vllm.v1.worker.gpu.model_states.interface:ModelState"
+_LINEAR = "vllm.model_executor.layers.linear:LinearMethodBase"
+
+_EXPERTS = "vllm.model_executor.layers.quantization.online.moe_base:OnlineMoEMethodBase"
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
 
 OVERRIDES: dict[str, tuple[str, ...]] = {
@@ -96,6 +99,18 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "vllm_dllm.models.llada2_moe": (
         "vllm.model_executor.models.bailing_moe:BailingMoE.forward",
         "vllm.model_executor.models.bailing_moe:BailingMoeForCausalLM.__init__",
+    ),
+    "vllm_dllm.quantization.linear": (
+        "vllm.model_executor.kernels.linear:init_int8_linear_kernel",
+        f"{_LINEAR}.create_weights",
+        f"{_LINEAR}.apply",
+        "vllm.model_executor.model_loader.reload.layerwise:initialize_online_processing",
+    ),
+    "vllm_dllm.quantization.experts": (
+        f"{_EXPERTS}.process_weights_after_loading",
+        f"{_EXPERTS}.apply",
+        "vllm.model_executor.layers.fused_moe.fused_moe_method_base:"
+        "FusedMoEMethodBase.get_fused_moe_quant_config",
     ),
     "vllm_dllm.serving.generate": (
         f"{_COMPLETION}.completion_stream_generator",
