@@ -9,8 +9,8 @@ _RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _PIPELINE = "vllm.v1.worker.gpu.pp_utils:PPHandler"
 _GRAMMARS = "vllm.v1.structured_output"
 _STATE = "vllm.v1.worker.gpu.model_states.interface:ModelState"
+_OPS = "vllm._custom_ops"
 _LINEAR = "vllm.model_executor.layers.linear:LinearMethodBase"
-
 _EXPERTS = "vllm.model_executor.layers.quantization.online.moe_base:OnlineMoEMethodBase"
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
 
@@ -51,6 +51,14 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
         "vllm.v1.worker.gpu_worker:Worker.__init__",
         "vllm.v1.worker.gpu_worker:Worker._make_model_runner",
+    ),
+    "vllm_dllm.compat.arithmetic": (
+        f"{_OPS}:_supports_onednn",
+        f"{_OPS}:create_onednn_mm",
+        f"{_OPS}:onednn_mm",
+        f"{_OPS}:create_onednn_scaled_mm",
+        f"{_OPS}:onednn_scaled_mm",
+        f"{_OPS}:onednn_scaled_int8_quant",
     ),
     "vllm_dllm.worker.model_runner": (
         f"{_RUNNER}.load_model",

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_dllm.compat import arithmetic
 from vllm_dllm.compat.adapters import leave_base_rows_alone
 from vllm_dllm.compat.attention import size_attention_for_rows
 from vllm_dllm.compat.triton import claiming_triton, replace_cpu_kernels
@@ -13,6 +15,8 @@ from vllm_dllm.worker.model_runner import (
     DenoisingCPUModelRunner,
     DenoisingModelRunner,
 )
+
+logger = init_logger("vllm.dllm")  # in vLLM's tree, or nobody sees it
 
 
 class DenoisingGPUWorker(gpu_worker.Worker):
@@ -36,3 +40,7 @@ class DenoisingCPUWorker(CPUWorker):
         # CPUWorker has no seam for the runner and names its class in init_device. The
         # two hold the same attributes and differ in methods alone.
         self.model_runner.__class__ = DenoisingCPUModelRunner
+        if self.rank == 0 and self.model_config.quantization is None:
+            name = str(self.model_config.dtype).removeprefix("torch.")
+            if said := arithmetic.advice(name, arithmetic.speeds()):
+                logger.info(said)
