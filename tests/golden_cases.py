@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.reference import (
     adablock_generate,
+    d3llm_generate,
     dream_generate,
     fast_dllm_v2_generate,
     joint_threshold_indel,
@@ -76,6 +77,7 @@ class Case:
     eps: float | None = None
     window: int | None = None
     entropy_threshold: float | None = None
+    add_block_threshold: float | None = None
     pos_penalty_factor: float | None = None
     cache: str | None = None
     cfg_scale: float = 0.0
@@ -134,6 +136,7 @@ class Case:
             "dllm_delimiter_ids": list(self.delimiter_ids) or None,
             "dllm_delimiter_threshold": self.delimiter_threshold,
             "dllm_entropy_threshold": self.entropy_threshold,
+            "dllm_add_block_threshold": self.add_block_threshold,
         }
         if self.algorithm == "wedlm":
             fields |= {
@@ -234,6 +237,19 @@ class Case:
                 suffix=self.suffix,
             )
             return answer.tokens, answer.forwards
+        if self.algorithm == "d3llm":
+            assert self.block_length is not None
+            assert self.entropy_threshold is not None
+            assert self.add_block_threshold is not None
+            return d3llm_generate.generate(
+                model,
+                *request,
+                self.block_length,
+                mask_id=MASK,
+                entropy_threshold=self.entropy_threshold,
+                add_block_threshold=self.add_block_threshold,
+                suffix=self.suffix,
+            )
         if isinstance(model, LLaDA):
             tokens, nfe = llada_generate.generate(
                 model,

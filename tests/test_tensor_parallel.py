@@ -8,7 +8,16 @@ from tests.golden_cases import differences, golden_cases
 pytestmark = pytest.mark.timeout(400)
 
 
-TWO_RANKS = ("sdar16", "fastdllm2", "llada32", "moving8", "llada", "dream", "wedlm")
+TWO_RANKS = (
+    "sdar16",
+    "fastdllm2",
+    "nemotron",
+    "llada32",
+    "moving8",
+    "llada",
+    "dream",
+    "wedlm",
+)
 
 
 @uses(*(f"{name}-tp2" for name in TWO_RANKS))

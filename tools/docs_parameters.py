@@ -123,6 +123,8 @@ def users_of(name: str) -> str:
         return "all, with WeDLM"
     if name in FIELDS_OF_RULES:
         return f"`{FIELDS_OF_RULES[name]}`"
+    if name == "block_length":
+        return "all"
     rules = [rule for rule in NAMES if uses(rule, name)]
     return ", ".join(f"`{rule}`" for rule in rules) or "all"
 

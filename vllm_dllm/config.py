@@ -150,7 +150,9 @@ class DllmConfig(RuleParams):
 
     def request_defaults(self) -> dict[str, Any]:
         """Values of `DllmParams` for a request that sets none."""
-        return self.model_dump(include={*RuleParams.model_fields, "cache"})
+        # A field that is not given is no `null`.
+        fields = {*RuleParams.model_fields, "cache"}
+        return self.model_dump(include=fields, exclude_none=True)
 
     @classmethod
     def build(
@@ -183,7 +185,8 @@ class DllmConfig(RuleParams):
 
     def attach(self, model_config: "ModelConfig") -> None:
         """Make `of(model_config)` return this config, in every process."""
-        fields = {"choices": self.model_dump(), "facts": self.facts.model_dump()}
+        choices = self.model_dump(exclude_none=True)
+        fields = {"choices": choices, "facts": self.facts.model_dump()}
         setattr(model_config.hf_config, KEY, json.dumps(fields))
 
     @classmethod

@@ -91,10 +91,10 @@ class RuleParams(BaseModel):
     """credit: share of it that is left after a step."""
     credit_gamma: float = Field(default=0.2, ge=0, le=MAX_REAL)
     """credit: power of the probability that is credited."""
-    entropy_threshold: float = Field(default=0.4, ge=0, le=MAX_REAL)
-    """entropy_threshold, wedlm: entropy (nats) up to which a position is taken; with
-    wedlm that and the penalty of its place, and below. With 0 one position per step.
-    `null` is 0."""
+    entropy_threshold: float | None = Field(default=None, ge=0, le=MAX_REAL)
+    """entropy_threshold, d3llm, wedlm: entropy (nats) up to which a position is taken;
+    with wedlm that and the penalty of its place, and below. With 0 one position per
+    step, and so with `null`. By default the authors': 0.5, with wedlm 0.4."""
     pos_penalty_factor: float = Field(default=0.02, ge=0, le=MAX_REAL)
     """wedlm: what is added to the entropy of a position for each position that it lies
     behind the first mask."""
@@ -125,7 +125,7 @@ class RuleParams(BaseModel):
     `joint_threshold`. With 1 a block is decoded before the next one begins, which is
     exact; with more, tokens are taken while some before them are not known yet."""
     add_block_threshold: float = Field(default=0.1, gt=0, le=1)
-    """Several blocks, d2f: decoded share of the last one from which the next one
+    """Several blocks, d2f, d3llm: decoded share of the last one from which the next one
     begins."""
     semi_complete_threshold: float = Field(default=0.9, gt=0, le=1)
     """Several blocks with threshold, d2f: decoded share of a block from which the one
@@ -158,7 +158,7 @@ class DllmParams(RuleParams):
     cache: CachePolicy = "none"
     """Full attention: which keys a step may read from an earlier one. "none" is exact;
     "prefix" reads those before the block, "dual" also those after it. Not for d2f,
-    which caches without a loss."""
+    which caches without a loss, and d3llm."""
     cfg_scale: Real = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """Full attention: classifier-free guidance, away from what the model says without
     the prompt. Above 0 a request takes twice the KV and the compute."""

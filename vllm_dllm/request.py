@@ -38,7 +38,7 @@ GRAMMAR_RULE = "threshold"
 """Decides how much of an answer that has to follow a grammar is written at once, where
 the rule that was asked for revises, which is too late for a grammar, or is one of
 `OF_OTHER_BLOCKS`."""
-OF_OTHER_BLOCKS = ("d2f", "adablock")
+OF_OTHER_BLOCKS = ("d2f", "adablock", "d3llm", "d3llm_of_dream")
 """Rules with many blocks under denoising, or with blocks that end where they find."""
 
 

@@ -8,6 +8,10 @@ from vllm_dllm.params import CachePolicy, DllmParams
 
 NEVER = 2.0
 """A probability that nothing has."""
+ENTROPY_THRESHOLD = 0.5
+"""Of d3LLM's authors."""
+ENTROPY_THRESHOLDS = {"wedlm": 0.4}
+"""That of the authors of other rules."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ class Decoding:
         in_runs: bool = False,
     ) -> Self:
         """What is wished, with the answers to what a wish leaves open."""
-        values = wishes.model_dump() | {"steps": steps}
+        values = wishes.model_dump() | {"steps": steps, "block_length": block_length}
         if wishes.delimiter_threshold is None:
             values["delimiter_threshold"] = NEVER
+        if wishes.entropy_threshold is None:
+            authors = ENTROPY_THRESHOLDS.get(algorithm, ENTROPY_THRESHOLD)
+            values["entropy_threshold"] = authors
         return cls(
             algorithm=algorithm,
             block_length=block_length,

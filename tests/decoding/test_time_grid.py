@@ -12,6 +12,7 @@ from tests.decoding.canvas_steps import (
     NAN,
     Row,
     as_step,
+    random_batch,
     uniform_row,
     written,
 )
@@ -22,6 +23,8 @@ from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.decoding.time_grid import time_grid
 
 SCORES = ("maskgit_plus", "topk_margin", "neg_entropy")
+MORE_BATCHES = [*BATCHES, *map(random_batch, range(len(BATCHES), 1000))]
+"""Few rows are in a step that takes some of their masks, and by lot."""
 TINY = torch.finfo(torch.float32).tiny
 of_each_score = pytest.mark.parametrize("name", SCORES)
 
@@ -55,7 +58,7 @@ def by_hand(name: str, row: Row) -> set[int]:
 def test_the_highest_scores_fill_the_share_of_the_step(name: str) -> None:
     """Another choice decodes other tokens than the authors' code."""
     rule = get_rule(name)
-    for batch in BATCHES:
+    for batch in MORE_BATCHES:
         assert written(rule, *batch) == [by_hand(name, row) for row in batch]
 
 
@@ -230,12 +233,13 @@ def test_the_lots_of_the_batches_are_not_all_the_same() -> None:
     kinds = Counter(
         by_hand("maskgit_plus", row)
         != set(row.highest_first(row.confidence)[: count_of(row)])
-        for batch in BATCHES
+        for batch in MORE_BATCHES
         for row in batch
         if row.alg_temp > 0 and 0 < count_of(row) < len(row.masks)
     )
-    assert kinds[True] >= 5 and kinds[False] >= 5, kinds
-    assert not any(isnan(row.noise[c]) for b in BATCHES for row in b for c in row.masks)
+    assert kinds[True] >= 30 and kinds[False] >= 30, kinds
+    rows = [row for batch in MORE_BATCHES for row in batch]
+    assert not any(isnan(row.noise[c]) for row in rows for c in row.masks)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.5])

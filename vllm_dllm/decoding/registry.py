@@ -37,6 +37,7 @@ RULES: dict[str, str] = {
 OWN_ATTENTION: dict[str, str] = {
     "d2f": "vllm_dllm.decoding.d2f:D2F",
     "adablock": "vllm_dllm.decoding.adablock:AdaBlock",
+    "d3llm": "vllm_dllm.decoding.d3llm:D3LLM",
     "linear_spec": "vllm_dllm.decoding.linear_spec:LinearSpec",
 }
 """Rules that also say what a position sees, or where blocks end, and with which models
@@ -58,6 +59,7 @@ OF_BUFFERS: dict[str, str] = {
 OF_FAMILIES: dict[str, str] = {
     "leftmost": "vllm_dllm.decoding.leftmost:Leftmost",
     "even_low_confidence": "vllm_dllm.decoding.even_low_confidence:EvenLowConfidence",
+    "d3llm_of_dream": "vllm_dllm.decoding.d3llm:D3LLMOfDream",
 }
 """Nobody asks for these either: what another rule is to one family alone."""
 

@@ -63,7 +63,11 @@ _LLADA_FACTS = Facts(
 _DREAM_FACTS = Facts(
     attention="full",
     shifted_logits=True,
-    rule_names={"threshold": "confidence_threshold", "entropy": "neg_entropy"},
+    rule_names={
+        "threshold": "confidence_threshold",
+        "entropy": "neg_entropy",
+        "d3llm": "d3llm_of_dream",
+    },
 )
 _GREEDY = {"temperature": 0.0}
 _LLADA_GENERATION = {"temperature": 0.0, "max_tokens": 128}

@@ -7,6 +7,7 @@ from vllm_dllm.regimes.after_prompt import AfterPromptRegime
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
 from vllm_dllm.regimes.full_attention import FullAttentionRegime
+from vllm_dllm.regimes.pipelined import PipelinedRegime
 from vllm_dllm.regimes.seeded import SeededRegime
 from vllm_dllm.regimes.seeded_causal import (
     AutoregressiveRegime,
@@ -14,6 +15,7 @@ from vllm_dllm.regimes.seeded_causal import (
 )
 from vllm_dllm.regimes.window import WindowRegime
 
+PIPELINED = PipelinedRegime()
 REGIMES: dict[str, Regime] = {
     "block_causal": BlockCausalRegime(),
     "seeded": SeededRegime(),
@@ -24,6 +26,8 @@ REGIMES: dict[str, Regime] = {
 OF_RULES: dict[str, dict[str, Regime]] = {
     "d2f": {"full": AfterPromptRegime()},
     "adablock": {"full": AdaptiveRegime()},
+    "d3llm": {"full": PIPELINED},
+    "d3llm_of_dream": {"full": PIPELINED},
     "linear_spec": {"seeded_causal": AutoregressiveRegime()},
 }
 """Rules that bring an attention or blocks of their own, and to which models."""

@@ -26,7 +26,7 @@ class RuleTables:
                 dtype=torch.float32 if kind is float else torch.int64,
                 device=device,
             )
-            for name, kind in NUMERIC_FIELDS.items()
+            for name, kind in {**NUMERIC_FIELDS, "block_length": int}.items()
         }
         self.algorithm = np.full(num_slots, "", dtype=object)
         self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)

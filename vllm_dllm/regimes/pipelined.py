@@ -1,0 +1,47 @@
+"""d3LLM on a model with full attention: many blocks of an answer at once, each of which
+sees all of it."""
+
+from typing import Any
+
+from vllm_dllm import span
+from vllm_dllm.config import DllmConfig
+from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.quoting import quoted
+from vllm_dllm.regimes.full_attention import OwnBlocksRegime, branch_behind
+from vllm_dllm.settled import Decoding
+
+
+class PipelinedRegime(OwnBlocksRegime):
+    """To the engine the whole answer is one block; its parts are the rule's."""
+
+    why_no_buffers = (
+        "is not for d3llm, which may have all blocks of an answer in flight"
+    )
+
+    def check_wishes(
+        self, wishes: DllmParams, own: dict[str, Any], config: DllmConfig
+    ) -> None:
+        if "buffer_size" in own:
+            raise ValueError(f"{PREFIX}buffer_size=1 {self.why_no_buffers}")
+        if own.get("cache", "none") != "none":
+            raise ValueError(
+                f"{PREFIX}cache={quoted(own['cache'])} is not defined for the decoding "
+                f"rule {wishes.algorithm!r}, whose steps forward the whole canvas; "
+                "leave it out"
+            )
+        super().check_wishes(wishes, own, config)
+
+    def plan(
+        self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
+    ) -> span.Plan:
+        suffix = len(decoding.suffix_token_ids)
+        grid = span.full_attention_grid(
+            prompt_len,
+            max_tokens,
+            decoding.block_length,
+            config.facts.max_model_len,
+            is_exact=suffix > 0,
+        )
+        whole = grid._replace(block=grid.end - grid.origin)
+        branch = branch_behind(grid.end + suffix, decoding, config)
+        return span.FullAttention(whole, "none", branch, suffix)
