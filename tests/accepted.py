@@ -163,7 +163,8 @@ def own_fields(rng: Random, full_attention: bool) -> dict[str, Any]:
     rule = rng.choice(rules)
     fields: dict[str, Any] = {"algorithm": rule}
     used = sorted(get_rule(ALIASES.get(rule, rule)).parameters)
-    fields |= some(rng, {name: OF_RULES[name] for name in used}, 3)
+    known = OF_RULES | OF_FULL_ATTENTION
+    fields |= some(rng, {name: known[name] for name in used}, 3)
     fields |= some(rng, OF_ALL, 1)
     if full_attention:
         fields |= some(rng, OF_FULL_ATTENTION, 3)

@@ -78,7 +78,7 @@ class Recipe:
             name: value
             for name, value in self.rule.items()
             # Some rules have another name in some families.
-            if getattr(default, name) not in (value, names.get(str(value)))
+            if getattr(default, name) not in (value, names.get(str(value), value))
         }
         if self.block is not None:
             changed = {"block_size": self.block, **changed}

@@ -31,6 +31,7 @@ export const RULES = {
   random_order: ["steps"],
   d2f: ["threshold", "add_block_threshold", "semi_complete_threshold"],
   adablock: ["threshold", "delimiter_threshold"],
+  d3llm: ["entropy_threshold", "add_block_threshold", "block_length"],
   linear_spec: ["threshold"],
 };
 /** The fields of several blocks in flight that these rules have. */
