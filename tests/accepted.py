@@ -87,6 +87,7 @@ OF_FULL_ATTENTION: dict[str, Value] = {
 }
 OF_ALL: dict[str, Value] = {
     "max_nfe": count,
+    "adaptive": flag,
     "return_trajectory": flag,
     "return_step_maps": flag,
     "return_rest": flag,

@@ -57,9 +57,7 @@ class Engine:
                 options["distributed_executor_backend"] = "uni"
             self.llm = LLM(
                 str(GOLDEN / spec.checkpoint),
-                additional_config={
-                    "dllm": {"block_size": spec.block} if spec.block else {}
-                },
+                additional_config={"dllm": spec.choices},
                 **options,
             )
             undo.callback(self.llm.llm_engine.engine_core.shutdown)

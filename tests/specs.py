@@ -19,8 +19,15 @@ class EngineSpec:
     """The server's own diffusion block size; None if requests choose theirs."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of `vllm.LLM`, over `COMMON`; of `vllm serve`, as flags."""
+    dllm: dict[str, Any] = field(default_factory=dict)
+    """Choices of the server besides its block size."""
     routes: bool = False
     """Whether a server has ours too, as with VLLM_PLUGINS=dllm."""
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Of a server, as `--dllm-config` has them."""
+        return {"block_size": self.block, **self.dllm} if self.block else self.dllm
 
     @property
     def ranks(self) -> int:
@@ -46,11 +53,13 @@ LORA = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank"
 """Fewer adapters in a batch than tests/test_adapters.py has. Requests without one do
 not feel it: the golden tests hold with it (`sdar16`, `llada`, `dream`) and without
 (`sdar4`, the servers)."""
+BUSY = {"busy_threshold": 0.0, "busy_requests": 2}
+"""What only requests with `dllm_adaptive` feel."""
 DIFFULLAMA = {"hf_overrides": {"architectures": ["DiffuLlamaModel"]}}
 """Its checkpoints call themselves a Llama."""
 
 OFFLINE = {
-    "sdar4": EngineSpec("sdar-pub0", 4),
+    "sdar4": EngineSpec("sdar-pub0", 4, dllm=BUSY),
     "sdar16": EngineSpec("sdar-pub1", 16, LORA),
     "fastdllm2": EngineSpec("fastdllm2-pub0", 32, LORA),
     "llada8": EngineSpec("llada20-pub0", 8),

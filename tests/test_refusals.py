@@ -199,6 +199,8 @@ def test_a_server_option_wins_over_the_checkpoint() -> None:
         "cache": "none",
         "soft_tokens": None,
         "efforts": None,
+        "busy_threshold": None,
+        "busy_requests": None,
     }
     unsaid = RuleParams.model_fields.keys() - said.keys()
     assert resolved == said | {f: RuleParams.model_fields[f].default for f in unsaid}

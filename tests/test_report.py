@@ -24,6 +24,7 @@ STEP = StepStats(
     canvas=40,
     committed=7,
     revised=2,
+    busy=1,
     finished=[(4, 30), (1, 9)],
 )
 

@@ -48,6 +48,7 @@ def test_a_request_that_says_nothing_gets_the_servers_choices(
         add_block_threshold=0.1,
         token_stability_threshold=0.0,
         delimiter_ids=(),
+        busy_threshold=None,
         in_runs=False,
     )
 

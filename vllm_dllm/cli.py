@@ -25,6 +25,8 @@ FLAGS = (
     "steps",
     "cache",
     "buffer_size",
+    "busy_threshold",
+    "busy_requests",
 )
 """Fields of `DllmConfig` that have a flag of their own."""
 

@@ -125,6 +125,11 @@ class DllmConfig(RuleParams):
     instead of token ids. By default where that costs nothing: on CPU, with
     `--enforce-eager`, and where it is the server's own rule. A compiled engine that
     allows it looks embeddings up before each of its steps."""
+    busy_threshold: float | None = Field(default=None, ge=0, le=1)
+    """What `threshold` is, in requests with `dllm_adaptive`, while the server is busy;
+    never higher than their own."""
+    busy_requests: int | None = Field(default=None, ge=0)
+    """The server is busy while more requests run or wait."""
     efforts: dict[Effort, dict[str, Any]] | None = None
     """What `reasoning_effort` means for the decoding of a request that says nothing of
     it itself: for "none", "low", "medium" and "high" fields of a request, without
@@ -178,6 +183,11 @@ class DllmConfig(RuleParams):
             block_size = fields["block_size"]
             usable = type(block_size) is int and block_size >= 1
             fields.setdefault("steps", block_size if usable else 1)
+        if ("busy_threshold" in fields) != ("busy_requests" in fields):
+            raise ValueError(
+                f"{KEY}.busy_threshold={quoted(fields.get('busy_threshold'))} and "
+                f"{KEY}.busy_requests={quoted(fields.get('busy_requests'))} go together"
+            )
         try:
             return cls(**fields).with_facts(facts)
         except ValidationError as error:

@@ -170,6 +170,9 @@ class DllmParams(RuleParams):
     suffix_token_ids: list[Annotated[int, Field(ge=0)]] = []
     """Full attention: what follows the answer, which then fills the gap between prompt
     and suffix (infilling), `max_tokens` long. In /v1/completions `suffix`, as text."""
+    adaptive: bool = False
+    """Whether the server may decode with its `busy_threshold` while it is busy. The
+    answer then depends on what else is asked."""
     return_trajectory: bool = False
     """Whether the answer says for each token which step of its block decided it."""
     return_step_maps: bool = False
@@ -182,6 +185,7 @@ class DllmParams(RuleParams):
     "denoise"`."""
 
     @field_validator(
+        "adaptive",
         "return_trajectory",
         "return_step_maps",
         "return_rest",

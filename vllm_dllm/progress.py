@@ -48,6 +48,10 @@ class Progress:
         most = self.decoding.max_nfe
         return most is not None and self.nfe >= most
 
+    def is_faster_in(self, step: "StepPlan") -> bool:
+        """Whether a step took the threshold of a busy server for it."""
+        return step.is_busy and self.decoding.busy_threshold is not None
+
 
 @dataclass
 class StepPlan:
@@ -60,13 +64,15 @@ class StepPlan:
     """By request id."""
     known: frozenset[str] = frozenset()
     """The requests of which only known tokens are forwarded."""
+    is_busy: bool = False
+    """Whether the server is: requests that allow it take its lower threshold."""
     started: float = 0.0
     """When the plan was begun."""
 
     @classmethod
-    def plan(cls, spans: dict[str, Span]) -> Self:
+    def plan(cls, spans: dict[str, Span], is_busy: bool = False) -> Self:
         known = (req_id for req_id, span in spans.items() if span.is_known)
-        return cls(spans, frozenset(known))
+        return cls(spans, frozenset(known), is_busy)
 
     def attach(self, output: SchedulerOutput) -> None:
         output.dllm_plan = self
@@ -80,6 +86,12 @@ class StepPlan:
     def tell(self, input_batch: Any) -> None:
         """Say to the worker what it needs before the device knows it."""
         input_batch.dllm_known = self.known
+        input_batch.dllm_is_busy = self.is_busy
+
+    @staticmethod
+    def is_of_busy_server(input_batch: Any) -> bool:
+        """`is_busy`; no dummy batch is."""
+        return getattr(input_batch, "dllm_is_busy", False)
 
     @staticmethod
     def known_np(input_batch: Any) -> np.ndarray:
@@ -92,8 +104,8 @@ class StepPlan:
 
     def __reduce__(
         self,
-    ) -> tuple[type["StepPlan"], tuple[dict[str, Span], frozenset[str]]]:
-        return StepPlan, ({}, self.known)
+    ) -> tuple[type["StepPlan"], tuple[dict[str, Span], frozenset[str], bool]]:
+        return StepPlan, ({}, self.known, self.is_busy)
 
 
 Followed = Mapping[str, tuple[Request, Progress]]
@@ -111,7 +123,11 @@ def annotate(
     Returns the drafts of running requests that got no answer.
     """
     drafts, finished = dict(report.drafts), []
-    stats, committed = None, 0
+    stats, committed, busy = None, 0, 0
+    for req_id, (_, progress) in followed.items():
+        if step.spans[req_id].canvas and progress.is_faster_in(step):
+            progress.forwards.note_busy()
+            busy += 1
     for of_client in outputs.values():
         if of_client.scheduler_stats is not None:
             stats = of_client.scheduler_stats.spec_decoding_stats
@@ -138,6 +154,7 @@ def annotate(
             canvas=sum(span.canvas for span in step.spans.values()),
             committed=committed,
             revised=report.revised,
+            busy=busy,
             finished=finished,
         ).pack(stats)
     return {

@@ -91,12 +91,25 @@ class ForwardCount(RequestSpecDecodeMetrics):
     ) -> None:
         self.num_draft_tokens += 1
 
+    def note_busy(self) -> None:
+        """Count the last forward among those of a busy server."""
+        self.histogram = [self.busy + 1]
+
+    @property
+    def busy(self) -> int:
+        return sum(self.histogram)
+
     @staticmethod
     def read(metrics: RequestSpecDecodeMetrics | None) -> int | None:
         """The forwards in what arrived, None if it is no such count."""
         if metrics is None or metrics.num_spec_tokens != 0:
             return None
         return metrics.num_draft_tokens
+
+    @staticmethod
+    def read_busy(metrics: RequestSpecDecodeMetrics) -> int:
+        """How many of these took the threshold of a busy server."""
+        return sum(metrics.histogram)
 
 
 @dataclass
@@ -115,6 +128,8 @@ class StepStats:
     """Tokens handed out, in all requests."""
     revised: int
     """Tokens replaced by others, in all requests."""
+    busy: int
+    """Requests that took the threshold of a busy server."""
     finished: list[tuple[int, int]]
     """Forwards and tokens of each request that ended."""
 
@@ -128,15 +143,16 @@ class StepStats:
             round(self.seconds * MICROSECONDS),
             self.positions,
             self.revised,
+            self.busy,
         ]
         stats.num_accepted_tokens_per_pos = [n for pair in self.finished for n in pair]
 
     @classmethod
     def unpack(cls, stats: SpecDecodingStats) -> Self | None:
         """What `pack` put there; None if it did not."""
-        if len(stats.num_draft_tokens_per_pos) != 3:
+        if len(stats.num_draft_tokens_per_pos) != 4:
             return None
-        microseconds, positions, revised = stats.num_draft_tokens_per_pos
+        microseconds, positions, revised, busy = stats.num_draft_tokens_per_pos
         pairs = stats.num_accepted_tokens_per_pos
         return cls(
             seconds=microseconds / MICROSECONDS,
@@ -145,6 +161,7 @@ class StepStats:
             canvas=stats.num_draft_tokens,
             committed=stats.num_accepted_tokens,
             revised=revised,
+            busy=busy,
             finished=list(zip(pairs[::2], pairs[1::2], strict=True)),
         )
 

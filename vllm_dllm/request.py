@@ -77,7 +77,18 @@ def resolve(
         steps = min(steps, max(MAX_STEPS, block))
     one_by_one = wishes.algorithm == "sequential" and steps >= block
     in_runs = follows_grammar and not one_by_one
-    return Decoding.of(wishes, rule, block, steps, size, in_runs)
+    busy = busy_threshold(wishes, rule, config)
+    return Decoding.of(wishes, rule, block, steps, size, in_runs, busy)
+
+
+def busy_threshold(wishes: DllmParams, rule: str, config: "DllmConfig") -> float | None:
+    """The threshold that a request allows while the server is busy, where it is lower
+    than its own."""
+    busy = config.busy_threshold
+    reads_it = "threshold" in get_rule(rule).parameters
+    if busy is None or not wishes.adaptive or not reads_it:
+        return None
+    return busy if busy < wishes.threshold else None
 
 
 def wishes_of(

@@ -39,6 +39,7 @@ class BlockDiffusionScheduler(Scheduler):
         )
         self.progress: WeakKeyDictionary[Request, Progress] = WeakKeyDictionary()
         self.unplanned_tokens = 0
+        self.is_busy = False
         self.ending = StepPlan({})
         """The step whose output is being read."""
 
@@ -69,6 +70,8 @@ class BlockDiffusionScheduler(Scheduler):
         for request in self.running:
             wanted = self._whole_span(request, request.num_computed_tokens)
             request.spec_token_ids = [-1] * (wanted.end - request.num_tokens)
+        most = self.config.busy_requests
+        self.is_busy = most is not None and sum(self.get_request_counts()) > most
         started = time.monotonic()
         output = super().schedule(throttle_prefills)
         StepPlan.of(output).started = started
@@ -130,7 +133,7 @@ class BlockDiffusionScheduler(Scheduler):
                 drafts[req_id] = [*run.tokens, *[-1] * (room - len(run.tokens))]
             else:
                 drafts.pop(req_id, None)
-        StepPlan.plan(spans).attach(scheduler_output)
+        StepPlan.plan(spans, self.is_busy).attach(scheduler_output)
         attach(runs, scheduler_output)
         super()._update_after_schedule(scheduler_output)
 

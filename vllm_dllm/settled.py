@@ -38,6 +38,8 @@ class Decoding:
     add_block_threshold: float
     token_stability_threshold: float
     delimiter_ids: tuple[int, ...]
+    busy_threshold: float | None
+    """`threshold` while the server is busy, where that is another one."""
     in_runs: bool
     """Whether it is structured output of several tokens a step (runs.py)."""
 
@@ -50,6 +52,7 @@ class Decoding:
         steps: int,
         buffer_size: int = 1,
         in_runs: bool = False,
+        busy_threshold: float | None = None,
     ) -> Self:
         """What is wished, with the answers to what a wish leaves open."""
         values = wishes.model_dump() | {"steps": steps, "block_length": block_length}
@@ -78,5 +81,6 @@ class Decoding:
                 wishes.token_stability_threshold if buffer_size > 1 else 0.0
             ),
             delimiter_ids=tuple(wishes.delimiter_ids),
+            busy_threshold=busy_threshold,
             in_runs=in_runs,
         )

@@ -53,6 +53,7 @@ def test_a_step_is_counted() -> None:
     assert value("canvas_occupancy_sum") == STEP.canvas / STEP.positions
     assert value("committed_tokens_total") == STEP.committed
     assert value("revised_tokens_total") == STEP.revised
+    assert value("busy_steps_total") == STEP.busy
     assert value("request_forwards_count") == len(STEP.finished)
     assert value("request_forwards_sum") == 5
     assert value("tokens_per_forward_sum") == 30 / 4 + 9

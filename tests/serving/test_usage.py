@@ -12,7 +12,7 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 
 from vllm_dllm.report import ForwardCount
-from vllm_dllm.serving.usage import forwards_of, with_forwards
+from vllm_dllm.serving.usage import Forwards, forwards_of, with_forwards
 
 
 def result(metrics: RequestSpecDecodeMetrics | None) -> Any:
@@ -27,7 +27,7 @@ def answer(metrics: PerRequestMetrics | None, tokens: int = 12) -> dict[str, Any
 
 def counted(forwards: int, **others: float) -> PerRequestMetrics:
     metrics = PerRequestMetrics(**others)
-    metrics.speculative_decoding = forwards  # type: ignore[assignment]
+    metrics.speculative_decoding = Forwards(forwards, 0)  # type: ignore[assignment]
     return metrics
 
 
@@ -35,7 +35,9 @@ def test_forwards_are_those_of_our_scheduler() -> None:
     """An `nfe` of another model's speculative decoding would be a lie."""
     count = ForwardCount()
     count.observe(1, 1)
-    assert forwards_of(result(count)) == 1
+    count.observe(1, 1)
+    count.note_busy()
+    assert forwards_of(result(count)) == Forwards(2, 1)
     assert forwards_of(result(RequestSpecDecodeMetrics.new(4))) is None
     assert forwards_of(None) is None
 

@@ -59,6 +59,11 @@ class Metrics:
         self.revised_tokens = Counter(
             "vllm_dllm:revised_tokens", "Decoded tokens that were replaced.", LABELS
         )
+        self.busy_steps = Counter(
+            "vllm_dllm:busy_steps",
+            "Denoising steps of requests with the threshold of a busy server.",
+            LABELS,
+        )
 
 
 @cache
@@ -93,6 +98,7 @@ class StatLogger(StatLoggerBase):
         own.canvas_occupancy.labels(*labels).observe(step.canvas / step.positions)
         own.committed_tokens.labels(*labels).inc(step.committed)
         own.revised_tokens.labels(*labels).inc(step.revised)
+        own.busy_steps.labels(*labels).inc(step.busy)
         for forwards, tokens in step.finished:
             own.request_forwards.labels(*labels).observe(forwards)
             if forwards:

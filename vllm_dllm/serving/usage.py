@@ -1,7 +1,7 @@
 """`nfe` and `tokens_per_forward` in the usage of the OpenAI routes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.outputs import RequestOutput
@@ -9,19 +9,33 @@ from vllm.outputs import RequestOutput
 from vllm_dllm.report import ForwardCount
 
 
-def forwards_of(result: RequestOutput | None) -> int | None:
-    """Denoising forwards of an answer of one of our models, else None."""
+class Forwards(NamedTuple):
+    """Denoising forwards of an answer."""
+
+    all: int
+    busy: int
+    """Of these, with the threshold of a busy server."""
+
+
+def forwards_of(result: RequestOutput | None) -> Forwards | None:
+    """Those of an answer of one of our models, else None."""
     if result is None or not result.outputs:
         return None
-    return ForwardCount.read(result.outputs[0].spec_decode_metrics)
+    metrics = result.outputs[0].spec_decode_metrics
+    count = ForwardCount.read(metrics)
+    if count is None or metrics is None:
+        return None
+    return Forwards(count, ForwardCount.read_busy(metrics))
 
 
-def add_forwards(usage: UsageInfo, forwards: int) -> None:
+def add_forwards(usage: UsageInfo, forwards: Forwards) -> None:
     """Tell a client what its answer cost."""
-    usage.nfe = forwards
+    usage.nfe = forwards.all
     tokens = usage.completion_tokens or 0
-    ratio = round(tokens / forwards, 3) if forwards else None
+    ratio = round(tokens / forwards.all, 3) if forwards.all else None
     usage.tokens_per_forward = ratio
+    if forwards.busy:
+        usage.nfe_busy = forwards.busy
 
 
 def with_forwards(response: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +44,7 @@ def with_forwards(response: Callable[..., Any]) -> Callable[..., Any]:
     def build(*args: Any, **fields: Any) -> Any:
         metrics: Any = fields.get("metrics")
         count = getattr(metrics, "speculative_decoding", None)
-        if isinstance(count, int):
+        if isinstance(count, Forwards):
             metrics.speculative_decoding = None
             if not metrics.model_dump(exclude_none=True):
                 fields["metrics"] = None

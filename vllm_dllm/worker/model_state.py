@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.progress import StepPlan
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.runs import Run, Runs
 from vllm_dllm.worker.embeddings import Embeddings
@@ -83,6 +84,7 @@ class DenoisingModelState(ModelState):
         spans = self.slots.layout.lay_out(input_batch, known)
         blocks = self.slots.canvas.tokens.values
         spans = self.slots.layout.arrange(spans, blocks)
+        spans.is_busy = StepPlan.is_of_busy_server(input_batch)
         if runs:
             spans.runs = [runs.get(req_id, Run()) for req_id in input_batch.req_ids]
             show_forced(spans, req_states.all_token_ids.gpu)

@@ -28,6 +28,8 @@ class RuleTables:
             )
             for name, kind in {**NUMERIC_FIELDS, "block_length": int}.items()
         }
+        self.busy_threshold = torch.zeros(num_slots, device=device)
+        """`threshold` in steps of a busy server."""
         self.algorithm = np.full(num_slots, "", dtype=object)
         self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.time = torch.ones(num_slots, 1, device=device)
@@ -42,6 +44,9 @@ class RuleTables:
         rule = get_rule(decoding.algorithm)
         for name, value in decoding.parameters.items():
             self.parameters[name][slot] = value
+        busy = decoding.busy_threshold
+        own = decoding.parameters.get("threshold", 0)
+        self.busy_threshold[slot] = own if busy is None else busy
         self.algorithm[slot] = decoding.algorithm
         self.revises[slot] = rule.revises
         if "time" in rule.needs:
@@ -119,9 +124,14 @@ class RuleTables:
                 found |= self.has(name, slot_np)
         return async_tensor_h2d(found, self.device)
 
-    def parameters_of(self, name: str, slot: torch.Tensor) -> dict[str, torch.Tensor]:
+    def parameters_of(
+        self, name: str, slot: torch.Tensor, is_busy: bool = False
+    ) -> dict[str, torch.Tensor]:
         """The parameters of a rule's requests, each [n]; slot: [n] int64."""
-        return {p: self.parameters[p][slot] for p in get_rule(name).parameters}
+        found = {p: self.parameters[p][slot] for p in get_rule(name).parameters}
+        if is_busy and "threshold" in found:
+            found["threshold"] = self.busy_threshold[slot]
+        return found
 
     def time_share(self, slot: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """[n] float32: share of the masks that Dream's rules decide in a step;

@@ -353,7 +353,7 @@ class DenoisingSampler:
             if len(names) > 1:
                 index = self.rules.where(name, batch.slot_np)
                 rows, mine, slot = index, canvas_step.take(index), slot[index]
-            mine.params = self.rules.parameters_of(name, slot)
+            mine.params = self.rules.parameters_of(name, slot, batch.spans.is_busy)
             rule = get_rule(name)
             if rule.memory and not reshapes(rule):
                 width = batch.tokens.shape[1]

@@ -79,6 +79,8 @@ class SpanBatch:
     """Whether some request of the batch has blocks whose ends are found."""
     branches: Branches | None = None
     """Unconditional branches; None if no request of the batch is guided."""
+    is_busy: bool = False
+    """Whether requests that allow it take the threshold of a busy server."""
     runs: list[Run] | None = None
     """[n], on the CPU: what the bits of grammars assume; None if nothing."""
 
