@@ -4,10 +4,12 @@ Tokens that the model does not have are refused on every way in; arguments of to
 objects of the declared schema, whatever a client left out.
 """
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import httpx
 import pytest
@@ -39,6 +41,10 @@ def tokenizer_with_added_token(folder: Path) -> Path:
     return folder
 
 
+ONE_BY_ONE = {"algorithm": "sequential"}
+BUSY = {"busy_threshold": 0.0, "busy_requests": 1}
+
+
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
     folder = tmp_path_factory.mktemp("added") / "tokenizer"
@@ -46,7 +52,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
         "tokenizer": str(tokenizer_with_added_token(folder)),
         "enable_auto_tool_choice": True,
         "tool_call_parser": "hermes",
-        "dllm_config": json.dumps({"efforts": {"low": {"algorithm": "sequential"}}}),
+        "dllm_config": json.dumps({"efforts": {"low": ONE_BY_ONE}, **BUSY}),
     }
     return EngineSpec(str(MODELS / "tiny-llada2"), 32, options, routes=True)
 
@@ -134,6 +140,32 @@ async def test_the_knob_for_effort_reaches_the_decoding(
     own = {"dllm_threshold": 0.0}
     assert (await forwards(reasoning_effort="low", **own))[0] < 4
     assert (await forwards(reasoning_effort="high", dllm_max_nfe=3))[0] <= 3
+
+
+async def test_a_client_is_told_what_a_rush_changed(added: Server) -> None:
+    """An answer that depends on others without a word cannot be explained."""
+    fields = {"prompt": "Copy: abcdef", "max_tokens": 60, "ignore_eos": True}
+    fields |= {"dllm_threshold": 1.0}
+    path = "/v1/completions"
+    before = busy_steps(added)
+    alone = await post(added, path, **fields, dllm_adaptive=True)
+    assert "nfe_busy" not in alone.json()["usage"] and busy_steps(added) == before
+    wishes = (True, True, False, True)
+    answers = await asyncio.gather(
+        *(post(added, path, **fields, dllm_adaptive=wish) for wish in wishes)
+    )
+    usages = [answer.json()["usage"] for answer in answers]
+    told = [usage.get("nfe_busy", 0) for usage in usages]
+    assert told[2] == 0 and sum(told) > 0
+    assert all(busy <= usage["nfe"] for busy, usage in zip(told, usages, strict=True))
+    assert busy_steps(added) == before + sum(told)
+
+
+def busy_steps(server: Server) -> float:
+    with urlopen(f"{server.url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line for line in lines if line.startswith("vllm_dllm:busy_steps_total{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
 # Structured output
