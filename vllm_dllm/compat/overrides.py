@@ -27,6 +27,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_SCHEDULER}.make_spec_decoding_stats",
         f"{_SCHEDULER}.update_draft_token_ids",
         f"{_SCHEDULER}.finish_requests",
+        f"{_SCHEDULER}.get_request_counts",
         "vllm.v1.core.kv_cache_manager:KVCacheManager.estimate_cached_tokens",
         "vllm.v1.spec_decode.metrics:SpecDecodingStats",
     ),

@@ -19,11 +19,11 @@ from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 
 from vllm_dllm.quoting import quoted, shortened
-from vllm_dllm.report import ForwardCount
 from vllm_dllm.serving.body import KINDS, Kinds, check_kinds
 from vllm_dllm.serving.drafts import render, token_texts
 from vllm_dllm.serving.lift import differ
 from vllm_dllm.serving.streams import DRAFTS
+from vllm_dllm.serving.usage import forwards_of
 
 GRAMMARS = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
 """SGLang's names of structured output, and vLLM's."""
@@ -123,6 +123,8 @@ class GenerateEnd(OpenAIBaseModel):
     """Prompt and answer."""
     nfe: int | None
     """Denoising forwards."""
+    nfe_busy: int
+    """Of these, with the threshold of a busy server."""
     finish_reason: str | None
     stop_reason: int | str | None
     usage: GenerateUsage
@@ -219,10 +221,12 @@ def end_of(
     [choice] = result.outputs
     prompt_tokens = len(result.prompt_token_ids or ())
     params = result.kv_transfer_params or {}
+    forwards = forwards_of(result)
     return GenerateEnd(
         id=result.request_id,
         full_text=full_text,
-        nfe=ForwardCount.read(choice.spec_decode_metrics),
+        nfe=forwards.all if forwards else None,
+        nfe_busy=forwards.busy if forwards else 0,
         finish_reason=choice.finish_reason,
         stop_reason=choice.stop_reason,
         usage=GenerateUsage(
