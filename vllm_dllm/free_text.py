@@ -6,6 +6,7 @@ so any number of them may be written in one forward.
 """
 
 import json
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,14 @@ from xgrammar import TokenizerInfo
 
 Tokens = npt.NDArray[np.bool_]
 """[vocab]: some of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What grammars know of a tokenizer; the same where the tokenizer is."""
+
+    tokenizer: Any
+    info: TokenizerInfo = field(compare=False)
 
 
 def free_tokens(request: Request, manager: StructuredOutputManager) -> Tokens | None:
@@ -33,10 +42,11 @@ def free_tokens(request: Request, manager: StructuredOutputManager) -> Tokens | 
     letters = first_letters(wish.structural_tag)
     if not letters:
         return None
-    stops = frozenset(params.all_stop_token_ids)
-    free = without(backend.tokenizer, backend.vocab_size, letters, stops)
+    vocabulary = Vocabulary(backend.tokenizer, structured.grammar.ctx.tokenizer_info)
+    free = without(vocabulary, letters, frozenset(params.all_stop_token_ids))
     said = np.array(request.output_token_ids, dtype=np.int64)
-    return free if free[said].all() else None
+    is_free = (said < len(free)).all() and free[said].all()
+    return free if is_free else None
 
 
 @lru_cache(maxsize=256)
@@ -53,18 +63,15 @@ def first_letters(structural_tag: str) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def without(
-    tokenizer: Any, vocab_size: int, letters: bytes, stops: frozenset[int]
-) -> Tokens:
+def without(vocabulary: Vocabulary, letters: bytes, stops: frozenset[int]) -> Tokens:
     """The tokens without these letters that end nothing."""
-    free = np.array([not set(letters) & set(t) for t in texts(tokenizer, vocab_size)])
-    free[list(stops)] = False
+    free = np.array([not set(letters) & set(text) for text in texts(vocabulary)])
+    free[[token for token in stops if token < len(free)]] = False
     return free
 
 
 @lru_cache(maxsize=1)
-def texts(tokenizer: Any, vocab_size: int) -> list[bytes]:
-    """Of all tokens; nothing of what a grammar takes for the end of the text."""
-    info = TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
-    found: list[bytes] = info.decoded_vocab
+def texts(vocabulary: Vocabulary) -> list[bytes]:
+    """Of all tokens."""
+    found: list[bytes] = vocabulary.info.decoded_vocab
     return found
