@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(400)
 HEADS = {
     "sdar-pub1": "lm_head",
     "fastdllm2-pub0": "o_proj",
+    "nemotron-pub0": "o_proj",
     "llada-pub0": "ff_out",
     "dream-pub0": "o_proj",
     "wedlm-pub0": "lm_head",
@@ -70,7 +71,7 @@ def ask(engine: Engine, asked: list[Asked]) -> list[str]:
     return wrong + too_many_forwards(cases, [engine.forwards(o) for o in outputs])
 
 
-@uses("sdar16", "fastdllm2", "llada", "dream", "llada-tp2", "wedlm")
+@uses("sdar16", "fastdllm2", "nemotron", "llada", "dream", "llada-tp2", "wedlm")
 def test_a_batch_of_several_adapters(
     engine: Engine, adapters: dict[str, list[Adapter]]
 ) -> None:
