@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -97,7 +98,8 @@ def engine(running: OneAtATime, tmp_path: Path) -> Iterator[Engine]:
 
 
 def requests() -> list[Case]:
-    """Every rule with every prompt length, in more and in fewer steps."""
+    """Every rule with every prompt length, in more and in fewer steps; and with every
+    end of an answer one of them."""
     random = Random(3)
     fields = (
         {"algorithm": "low_confidence"},
@@ -113,9 +115,10 @@ def requests() -> list[Case]:
             4,
             **rule,
         )
-        for length in PROMPT_LENGTHS
-        for gen_length in GEN_LENGTHS
-        for rule in fields
+        for number, (length, gen_length) in enumerate(
+            product(PROMPT_LENGTHS, GEN_LENGTHS)
+        )
+        for rule in (fields if gen_length == GEN_LENGTHS[-1] else [fields[number % 4]])
     ]
 
 
