@@ -7,7 +7,7 @@ from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import PREFIX, DllmParams
 from vllm_dllm.quoting import quoted
-from vllm_dllm.regimes.full_attention import OwnBlocksRegime, branch_behind
+from vllm_dllm.regimes.full_attention import OwnBlocksRegime, branch_behind, grid_of
 from vllm_dllm.settled import Decoding
 
 
@@ -34,14 +34,8 @@ class PipelinedRegime(OwnBlocksRegime):
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
+        grid = grid_of(decoding, config, prompt_len, max_tokens)
         suffix = len(decoding.suffix_token_ids)
-        grid = span.full_attention_grid(
-            prompt_len,
-            max_tokens,
-            decoding.block_length,
-            config.facts.max_model_len,
-            is_exact=suffix > 0,
-        )
         whole = grid._replace(block=grid.end - grid.origin)
         branch = branch_behind(grid.end + suffix, decoding, config)
         return span.FullAttention(whole, "none", branch, suffix)
