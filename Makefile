@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-next contract lint lock clean
+.PHONY: help install serve test test-next contract lint dist lock clean
 
 PYTHON ?= python3
 MODEL ?= models/tiny-llada2
@@ -39,6 +39,10 @@ lint: install ## ruff, ruff format, mypy and import-linter, all read-only
 contract: install ## note down the parts of both versions of vLLM that we rely on
 	@tools/install_next.sh
 	for bin in $(BIN) $(NEXT); do $$bin/python -m tests.contract; done
+
+dist: install ## make dist/: sdist and wheel, checked, and the wheel tried
+	@tools/dist.sh
+	@source tools/cpu_env.sh; tools/try_wheel.sh
 
 lock: install ## pin vLLM's CPU requirements afresh in requirements/cpu.txt
 	$(BIN)/python tools/lock_cpu.py

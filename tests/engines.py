@@ -17,7 +17,7 @@ import pytest
 from tests.golden_cases import GOLDEN, Case
 from tests.in_process import in_this_process
 from tests.servers import Server
-from tests.specs import COMMON, CORE, EngineSpec
+from tests.specs import COMMON, EngineSpec
 from tests.watchdog import watched
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class Engine:
         self.spec = spec
         self.numbers = count()
         self.in_process = spec.ranks == 1
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = (
-            str(CORE) if self.in_process else "|".join("01" * (spec.ranks // 2))
-        )
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = spec.cores
         options = COMMON | spec.options
         with ExitStack() as undo:
             if self.in_process:

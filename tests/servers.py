@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from tests.golden_cases import GOLDEN
-from tests.specs import CORE, EngineSpec
+from tests.specs import EngineSpec
 
 
 class Server:
@@ -37,7 +37,7 @@ class Server:
             command += [f"--{name.replace('_', '-')}"]
             command += [] if value is True else values
         environment = {
-            "VLLM_CPU_OMP_THREADS_BIND": str(CORE),
+            "VLLM_CPU_OMP_THREADS_BIND": spec.cores,
             # Seconds: a busy client must not write to what is just being closed.
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
         }

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,13 @@ class EngineSpec:
 
     @property
     def ranks(self) -> int:
-        tensor = self.options.get("tensor_parallel_size", 1)
-        return tensor * self.options.get("pipeline_parallel_size", 1)
+        kinds = ("tensor", "pipeline", "data")
+        return prod(self.options.get(f"{kind}_parallel_size", 1) for kind in kinds)
+
+    @property
+    def cores(self) -> str:
+        """The cores of the ranks, as VLLM_CPU_OMP_THREADS_BIND has them."""
+        return str(CORE) if self.ranks == 1 else "|".join("01" * (self.ranks // 2))
 
 
 COMMON = {
@@ -183,6 +189,12 @@ OFFLINE = {
 }
 SERVERS = {
     "sdar16": EngineSpec("sdar-pub1", 16),
+    "sdar16-dp2": EngineSpec(
+        "sdar-pub1",
+        16,
+        {"data_parallel_size": 2, "api_server_count": 2},
+        routes=True,
+    ),
     "editing32": EngineSpec("llada21-pub0", 32),
     "moving32": EngineSpec("llada22-pub0", 32),
     "llada": EngineSpec(

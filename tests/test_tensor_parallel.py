@@ -1,9 +1,13 @@
 """Two tensor-parallel ranks answer as one does."""
 
+import os
+import time
+
 import pytest
 
-from tests.engines import Engine, tokens_of, uses
+from tests.engines import Engine, OneAtATime, sampling_params, tokens_of, uses
 from tests.golden_cases import differences, golden_cases
+from tests.processes import family_of, left_after
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -33,3 +37,30 @@ def test_golden_tokens_with_two_ranks(engine: Engine) -> None:
         for case, o in zip(cases, outputs, strict=True)
         if engine.forwards(o) > case.nfe
     ] == []
+
+
+@uses("dream-tp2")
+def test_the_end_of_a_rank_is_the_end_of_all(
+    engine: Engine, running: OneAtATime
+) -> None:
+    """The other rank would wait for what it would have sent, and so would clients."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    core = engine.llm.llm_engine
+    case = golden_cases(engine.spec.checkpoint)[0]
+    core.add_request(
+        "cut", {"prompt_token_ids": case.prompt}, sampling_params(case, {})
+    )
+    core.step()
+    engines = [p for p in family_of(os.getpid()) if p.name().startswith("VLLM")]
+    assert len(engines) == 3
+    try:
+        engines[-1].kill()
+        killed = time.monotonic()
+        with pytest.raises(EngineDeadError):
+            while True:
+                core.step()
+        assert time.monotonic() - killed < 5
+        assert left_after(engines, 30) == []
+    finally:
+        running.close()

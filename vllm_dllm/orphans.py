@@ -1,4 +1,4 @@
-"""An engine whose server is gone ends too."""
+"""What a server started ends with it."""
 
 import multiprocessing
 import os
@@ -6,20 +6,23 @@ import signal
 import threading
 import time
 
+STARTED_BY_SERVERS = ("EngineCore", "ApiServer")
+"""How vLLM's names of such processes begin."""
 GRACE_SECONDS = 10.0
 """For an orderly end; also for the requests of a server with `--shutdown-timeout`,
 which nobody waits for any more."""
 
 
 def end_with_parent() -> None:
-    """End vLLM's engine process when the process that started it has ended.
+    """End this process of vLLM's when the process that started it has ended.
 
-    It waits for requests of a server that was killed, for ever, and so its workers keep
-    their memory. Nothing is done where the engine runs in a process of the user's.
+    An engine waits for requests of a server that was killed, for ever, and so its
+    workers keep their memory; one API server of several keeps the port. Nothing is done
+    in a process of the user's.
     """
     parent = multiprocessing.parent_process()
     name = multiprocessing.current_process().name
-    if parent is None or not name.startswith("EngineCore"):
+    if parent is None or not name.startswith(STARTED_BY_SERVERS):
         return
 
     def wait() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.engines import OneAtATime, uses_server
+from tests.processes import family_of, left_after
 from tests.servers import Server
 from tests.specs import SERVERS
 
@@ -31,41 +32,17 @@ ANSWER = {
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server of the test's own, which it may kill."""
     server = Server(replace(SERVERS["sdar16"], routes=True), tmp_path / "server.log")
     yield server
     server.close()
 
 
-def processes(server: Server) -> list[psutil.Process]:
-    """The server's, itself first."""
-    main = psutil.Process(server.process.pid)
-    return [main, *main.children(recursive=True)]
-
-
 def memory_of(all_of_it: list[psutil.Process]) -> set[Path]:
     """Files of the shared memory by which they reach one another."""
     paths = {Path(m.path) for p in all_of_it for m in p.memory_maps()}
     return {path for path in paths if "shm" in path.parts and path.exists()}
-
-
-def left_after(all_of_it: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Processes that are still there, but for those nobody has asked how they ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        left = [p for p in all_of_it if is_there(p)]
-        if not left:
-            break
-        time.sleep(0.2)
-    return left
-
-
-def is_there(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 async def read(
@@ -112,9 +89,12 @@ async def ended_by(server: Server, end: Callable[[], object]) -> list[list[str]]
     return [[x for x, c in zip(lasts, chosen, strict=True) if c is k] for k in kinds]
 
 
-async def test_a_server_that_is_told_to_stop_ends_its_answers(server: Server) -> None:
+async def test_a_server_that_is_told_to_stop_ends_its_answers(
+    own_server: Server,
+) -> None:
     """Clients would wait for their own time-outs, and the server for its clients."""
-    all_of_it = processes(server)
+    server = own_server
+    all_of_it = family_of(server.process.pid)
     shared = memory_of(all_of_it)
     stop = server.process.send_signal
     streams, drafts, wholes = await ended_by(server, lambda: stop(signal.SIGTERM))
@@ -128,9 +108,15 @@ async def test_a_server_that_is_told_to_stop_ends_its_answers(server: Server) ->
     assert not [path for path in shared if path.exists()]
 
 
-async def test_what_a_killed_server_started_ends_with_it(server: Server) -> None:
-    """Engine and worker would keep their memory until somebody looks for them."""
-    all_of_it = processes(server)
-    assert len(all_of_it) > 2
-    assert await ended_by(server, server.process.kill)
-    assert left_after(all_of_it, 2 * SECONDS) == []
+@uses_server("sdar16-dp2")
+async def test_what_a_killed_server_started_ends_with_it(
+    server: Server, running: OneAtATime
+) -> None:
+    """Engines and workers would keep their memory until somebody looks for them, and
+    API servers the port."""
+    all_of_it = family_of(server.process.pid)
+    try:
+        assert await ended_by(server, server.process.kill)
+        assert left_after(all_of_it, 2 * SECONDS) == []
+    finally:
+        running.close()

@@ -26,7 +26,11 @@ from vllm_dllm.compat.lengths import check_request_lengths, remember_prompt_leng
 from vllm_dllm.compat.overrides import OVERRIDES
 from vllm_dllm.compat.pages import share_final_pages
 from vllm_dllm.compat.patch import Patch, apply
-from vllm_dllm.compat.shutdown import end_answers
+from vllm_dllm.compat.shutdown import (
+    end_answers,
+    end_with_launcher,
+    kill_waiting_ranks,
+)
 from vllm_dllm.compat.streams import add_to_chats, add_to_completions
 from vllm_dllm.compat.symbols import is_there
 from vllm_dllm.compat.tools import (
@@ -68,6 +72,8 @@ EVERYWHERE: tuple[Patch, ...] = (
     report_forwards,
     move_forwards,
     end_answers,
+    end_with_launcher,
+    kill_waiting_ranks,
     add_to_chats,
     add_to_completions,
     add_cli_flags,

@@ -1,5 +1,7 @@
 """Workers of vLLM that run our model runner; one class per platform."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from vllm.logger import init_logger
@@ -17,6 +19,17 @@ from vllm_dllm.worker.model_runner import (
 )
 
 logger = init_logger("vllm.dllm")  # in vLLM's tree, or nobody sees it
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def forget_shared_memory() -> None:
+    """Take away the names of the memory by which ranks on CPU reach one another.
+
+    All ranks have it by now; with its name it would outlive a rank that is killed.
+    """
+    identity = os.environ["VLLM_DIST_IDENT"]
+    for path in SHARED_MEMORY.glob(f"{identity}-*-cpushm_*"):
+        path.unlink(missing_ok=True)
 
 
 class DenoisingGPUWorker(gpu_worker.Worker):
@@ -37,6 +50,7 @@ class DenoisingCPUWorker(CPUWorker):
         size_attention_for_rows()
         pack_new_experts()
         super().init_device()
+        forget_shared_memory()
         # CPUWorker has no seam for the runner and names its class in init_device. The
         # two hold the same attributes and differ in methods alone.
         self.model_runner.__class__ = DenoisingCPUModelRunner
