@@ -40,7 +40,7 @@ def derived(
 
 def in_shards(folder: Path, weights: dict[str, Tensor]) -> None:
     """Put `weights` in the place of a folder's own, in two files with an index."""
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
     places = {}
     for number in range(2):
         file = f"model-{number + 1:05}-of-00002.safetensors"

@@ -49,12 +49,18 @@ def engine(running: OneAtATime, tmp_path: Path) -> Iterator[Engine]:
         engine.close()
 
 
-def reference(folder: Path) -> FastDLLMv2:
-    raw = json.loads((folder / "config.json").read_text()) | {"mask_token_id": MASK}
-    model = FastDLLMv2(FastDLLMv2.config_class.from_dict(raw))
+def load_all(folder: Path) -> dict[str, Any]:
+    """The tensors of all shards."""
     weights: dict[str, Any] = {}
     for shard in folder.glob("*.safetensors"):
         weights |= load_file(shard)
+    return weights
+
+
+def reference(folder: Path) -> FastDLLMv2:
+    raw = json.loads((folder / "config.json").read_text()) | {"mask_token_id": MASK}
+    model = FastDLLMv2(FastDLLMv2.config_class.from_dict(raw))
+    weights = load_all(folder)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
     return model.eval()
@@ -64,11 +70,27 @@ def reference(folder: Path) -> FastDLLMv2:
 @pytest.mark.timeout(400)
 def test_a_released_layout_answers_as_the_reference(engine: Engine) -> None:
     """A head of its own that is not tied, or another mask, gives other tokens."""
+    assert wrong_answers(engine) == []
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(400)
+def test_a_tied_head_is_new_with_its_embeddings(engine: Engine) -> None:
+    """The head is packed for its kernel on CPU, and no tensor of a file is its own."""
+    folder = Path(engine.spec.checkpoint)
+    weights = load_all(folder)
+    name = "model.embed_tokens.weight"
+    in_shards(folder, weights | {name: weights[name].roll(1, 0)})
+    engine.llm.collective_rpc("reload_weights")
+    assert wrong_answers(engine) == []
+
+
+def wrong_answers(engine: Engine) -> list[str]:
     model = reference(Path(engine.spec.checkpoint))
     cases = new_cases(BASE, 32, [1, 32, 45], 40)
     cases = [ended(case.answered(model)) for case in cases]
     outputs = engine.ask(cases)
-    assert differences(cases, [tokens_of(output) for output in outputs]) == []
+    return differences(cases, [tokens_of(output) for output in outputs])
 
 
 def ended(case: Case) -> Case:

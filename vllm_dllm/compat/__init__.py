@@ -49,7 +49,11 @@ from vllm_dllm.compat.vocabulary import (
     refuse_unknown_tokens,
     refuse_unknown_tokens_early,
 )
-from vllm_dllm.compat.weights import forget_old_keys, pack_new_experts
+from vllm_dllm.compat.weights import (
+    forget_old_keys,
+    pack_new_experts,
+    pack_tied_heads,
+)
 
 EVERYWHERE: tuple[Patch, ...] = (
     read_configs_by_architecture,
@@ -89,6 +93,7 @@ IN_WORKERS: tuple[Patch, ...] = (
     leave_base_rows_alone,
     size_attention_for_rows,
     pack_new_experts,
+    pack_tied_heads,
 )
 """Patches of the workers of our models (`workers.py`)."""
 

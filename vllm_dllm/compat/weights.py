@@ -42,6 +42,35 @@ def pack_new_experts(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @wraps(
+    "vllm.model_executor.model_loader.reload.layerwise:finalize_layerwise_processing",
+    uses=(
+        "vllm.model_executor.layers.vocab_parallel_embedding:"
+        "UnquantizedEmbeddingMethod.process_weights_after_loading",
+    ),
+)
+def pack_tied_heads(function: Callable[..., None]) -> Callable[..., None]:
+    """Pack a tied head for its kernel on CPU when its embeddings were loaded again.
+
+    vLLM packs layers whose tensors were loaded, and a tied head has none of its own.
+    Removable when vLLM packs such heads.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        VocabParallelEmbedding,
+    )
+
+    def finalize_layerwise_processing(model: Any, *args: Any, **kwargs: Any) -> None:
+        function(model, *args, **kwargs)
+        layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+        heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
+        for head in heads:
+            if any(x.weight is head.weight for x in layers if x is not head):
+                head.quant_method.process_weights_after_loading(head)
+
+    return finalize_layerwise_processing
+
+
+@wraps(
     "vllm.v1.engine.core:EngineCore.collective_rpc",
     uses=(
         "vllm.v1.engine.core:EngineCore.is_scheduler_paused",

@@ -12,7 +12,7 @@ from vllm_dllm.compat import arithmetic
 from vllm_dllm.compat.adapters import leave_base_rows_alone
 from vllm_dllm.compat.attention import size_attention_for_rows
 from vllm_dllm.compat.triton import claiming_triton, replace_cpu_kernels
-from vllm_dllm.compat.weights import pack_new_experts
+from vllm_dllm.compat.weights import pack_new_experts, pack_tied_heads
 from vllm_dllm.worker.model_runner import (
     DenoisingCPUModelRunner,
     DenoisingModelRunner,
@@ -49,6 +49,7 @@ class DenoisingCPUWorker(CPUWorker):
         leave_base_rows_alone()
         size_attention_for_rows()
         pack_new_experts()
+        pack_tied_heads()
         super().init_device()
         forget_shared_memory()
         # CPUWorker has no seam for the runner and names its class in init_device. The
