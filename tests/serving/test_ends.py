@@ -117,6 +117,6 @@ async def test_what_a_killed_server_started_ends_with_it(
     all_of_it = family_of(server.process.pid)
     try:
         assert await ended_by(server, server.process.kill)
-        assert left_after(all_of_it, 2 * SECONDS) == []
+        assert left_after(all_of_it, 6 * SECONDS) == []
     finally:
         running.close()
