@@ -3,12 +3,21 @@
 import pytest
 
 from tests.engines import Engine, sampling_params, uses
-from tests.golden_cases import GOLDEN, Case, differences, golden_cases, reference_model
+from tests.golden_cases import (
+    GOLDEN,
+    Case,
+    differences,
+    golden_cases,
+    new_cases,
+    reference_model,
+)
 from tests.watchdog import watched
 
 pytestmark = pytest.mark.timeout(400)
 OTHER = "llada20-dmax-pub0"
 """A checkpoint of the same shape as that of the engine `llada8`."""
+PROMPTS = [150, 290]
+"""Longer than a page."""
 
 
 def cases_of(engine: Engine) -> list[Case]:
@@ -33,7 +42,8 @@ def test_the_same_weights_give_the_same_answers(engine: Engine) -> None:
 def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
     """Pages that old weights filled, for requests under way too, would be shared with
     requests that come later."""
-    cases = cases_of(engine)
+    cases = new_cases(engine.spec.checkpoint, engine.spec.block, PROMPTS, 40)
+    cases = [case.answered() for case in cases]
     others = [case.answered(reference_model(OTHER)) for case in cases]
     core = engine.llm.llm_engine
     for number, case in enumerate(cases):

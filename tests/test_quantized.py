@@ -108,6 +108,8 @@ def test_weights_that_become_int8_answer_right(base: str, running: OneAtATime) -
         base == "tiny-llada2"
     )
     assert right_sums(engine, 40) >= 37
+    with pytest.raises(ValueError, match="new weights are not supported"):
+        engine.llm.collective_rpc("reload_weights")
 
 
 def first_logprobs(engine: Engine) -> dict[tuple[int, int], float]:

@@ -50,7 +50,7 @@ from vllm_dllm.compat.vocabulary import (
     refuse_unknown_tokens_early,
 )
 from vllm_dllm.compat.weights import (
-    forget_old_keys,
+    change_weights,
     pack_new_experts,
     pack_tied_heads,
 )
@@ -85,7 +85,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     raise_token_budget,
     refuse_unused_flags,
     share_final_pages,
-    forget_old_keys,
+    change_weights,
 )
 """Patches of every process that has the plugin; the model decides what they do."""
 
