@@ -57,7 +57,9 @@ def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
         with watched(core):
             while core.has_unfinished_requests():
                 core.step()
+        hits = engine.counter("prefix_cache_hits")
         assert differences(others, engine.answers(others)) == []
+        assert engine.counter("prefix_cache_hits") == hits
     finally:
         load(engine, engine.spec.checkpoint)
     assert differences(cases, engine.answers(cases)) == []
