@@ -7,7 +7,6 @@ from tests.golden_cases import (
     GOLDEN,
     Case,
     differences,
-    golden_cases,
     new_cases,
     reference_model,
 )
@@ -21,7 +20,8 @@ PROMPTS = [150, 290]
 
 
 def cases_of(engine: Engine) -> list[Case]:
-    return golden_cases(engine.spec.checkpoint, engine.spec.block)
+    cases = new_cases(engine.spec.checkpoint, engine.spec.block, PROMPTS, 40)
+    return [case.answered() for case in cases]
 
 
 def load(engine: Engine, checkpoint: str) -> None:
@@ -34,16 +34,18 @@ def test_the_same_weights_give_the_same_answers(engine: Engine) -> None:
     """Experts on CPU are packed for their kernel: those that are loaded again and are
     not would be other weights, and nothing says so."""
     cases = cases_of(engine)
-    engine.llm.collective_rpc("reload_weights")
     assert differences(cases, engine.answers(cases)) == []
+    engine.llm.collective_rpc("reload_weights")
+    hits = engine.counter("prefix_cache_hits")
+    assert differences(cases, engine.answers(cases)) == []
+    assert engine.counter("prefix_cache_hits") == hits, "pages of old weights"
 
 
 @uses("llada8")
 def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
     """Pages that old weights filled, for requests under way too, would be shared with
     requests that come later."""
-    cases = new_cases(engine.spec.checkpoint, engine.spec.block, PROMPTS, 40)
-    cases = [case.answered() for case in cases]
+    cases = cases_of(engine)
     others = [case.answered(reference_model(OTHER)) for case in cases]
     core = engine.llm.llm_engine
     for number, case in enumerate(cases):
@@ -57,9 +59,7 @@ def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
         with watched(core):
             while core.has_unfinished_requests():
                 core.step()
-        hits = engine.counter("prefix_cache_hits")
         assert differences(others, engine.answers(others)) == []
-        assert engine.counter("prefix_cache_hits") == hits
     finally:
         load(engine, engine.spec.checkpoint)
     assert differences(cases, engine.answers(cases)) == []
