@@ -7,9 +7,9 @@ import psutil
 
 
 def family_of(pid: int) -> list[psutil.Process]:
-    """A process and all that it started, itself first."""
+    """A process and all that it started and that still run, itself first."""
     first = psutil.Process(pid)
-    return [first, *first.children(recursive=True)]
+    return [first, *filter(is_there, first.children(recursive=True))]
 
 
 def left_after(

@@ -98,7 +98,6 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"semi_complete_threshold": 1.5}, ["dllm_semi_complete_threshold=1.5"]),
     ({"steps": 3}, ["dllm_steps=3", "no meaning"]),
     ({"max_tokens": 900}, ["allowed: 512"]),
-    ({"structured_outputs": {"regex": "w1"}}, ["'d2f'", "structured output"]),
     ({"remask_threshold": 0.4}, ["remask_threshold=0.4"]),
 ]
 

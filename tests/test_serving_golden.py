@@ -182,10 +182,6 @@ def with_xargs(**fields: Any) -> dict[str, Any]:
     return {"vllm_xargs": fields}
 
 
-SCHEMA = {
-    "type": "json_schema",
-    "json_schema": {"name": "a", "schema": {"type": "object"}},
-}
 BAD_REQUESTS = [
     (with_xargs(dllm_threshold=1.5), ["dllm_threshold", "1.5"]),
     (with_xargs(dllm_threshold=-0.5), ["dllm_threshold", "-0.5"]),
@@ -208,10 +204,6 @@ BAD_REQUESTS = [
     ({"temperature": -1}, ["temperature", "-1"]),
     ({"top_p": 0}, ["top_p", "0"]),
     ({"prompt_logprobs": 2}, ["prompt_logprobs", "2"]),
-    (
-        {"response_format": SCHEMA, **with_xargs(dllm_algorithm="threshold")},
-        ["dllm_algorithm", "'threshold'", "'sequential'"],
-    ),
     ({"structured_outputs": {"regex": "("}}, ["structured_outputs", "regex", "("]),
     ({"structured_outputs": {"grammar": "auto"}}, ["structured_outputs", "auto"]),
     ({"prompt": [9] * 1025}, ["1025", "1024"]),

@@ -62,12 +62,16 @@ def unreadable(name: str, value: Any, allowed: str) -> VLLMValidationError:
     )
 
 
-def check_messages(messages: list[Any]) -> None:
-    """Refuse messages that vLLM reads only once they are in the chat template."""
+def check_messages(messages: list[Any], name: str = "messages") -> None:
+    """Refuse messages that vLLM reads only once they are in the chat template; of a
+    batch of chats, those of each."""
     if not messages:
-        raise unreadable("messages", messages, KINDS["messages"][1])
+        raise unreadable(name, messages, KINDS["messages"][1])
     for index, message in enumerate(messages):
-        place = f"messages.{index}."
+        place = f"{name}.{index}."
+        if isinstance(message, list):
+            check_messages(message, f"{name}.{index}")
+            continue
         check_kinds(message, OF_MESSAGE, place)
         content = message.get("content")
         for number, part in enumerate(content if isinstance(content, list) else ()):
