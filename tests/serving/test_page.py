@@ -1,7 +1,6 @@
 """The page in a real browser, against a server of the bundled model."""
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -173,7 +172,9 @@ def test_stop_ends_the_request(page: "api.Page", server: Server):
     page.get_by_label("Message", exact=True).fill(SUM)
     page.keyboard.press("Enter")
     answer = page.locator(".answer")
-    expect(answer.locator("[data-counter=tokens]")).to_have_text(re.compile("[1-9]"))
+    # Not when the page shows a token: a busy browser may be seconds behind.
+    while not server.metric("num_requests_running"):
+        page.wait_for_timeout(20)  # milliseconds, in which the page goes on
     page.get_by_role("button", name="Stop").click()
     finished(page)
     expect(answer.get_by_text("Stopped.")).to_be_visible()
