@@ -51,7 +51,7 @@ def main() -> None:
     for prompt, rule, output in zip(prompts, rules, outputs, strict=True):
         [answer] = output.outputs
         forwards = forwards_of(output)
-        cost = f"{len(answer.token_ids)} tokens, {forwards} forwards"
+        cost = f"{len(answer.token_ids)} tokens, {forwards.all} forwards"
         print(f"{prompt} -> {answer.text}    [{rule}: {cost}]")
 
 
