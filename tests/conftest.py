@@ -18,6 +18,8 @@ from tests.specs import OFFLINE, SERVERS, EngineSpec
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Seconds: on a busy machine a small grammar takes longer than the five of vLLM.
+os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "120")
 # Tests ask the workers of offline engines what they hold.
 os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 

@@ -69,8 +69,11 @@ class Stages:
             work.wait()
         self.sent = self._broadcast(decision)
 
-    def receive(self, input_batch: InputBatch) -> bool:
-        """The other stages: expect the decision of a step that was just forwarded."""
+    def receive(self, input_batch: InputBatch, recv_drafts: bool = False) -> bool:
+        """The other stages: expect the decision of a step that was just forwarded.
+
+        Drafts besides the canvas, of which vLLM 0.33 tells, there are none.
+        """
         spans = SpanBatch.of(input_batch)
         assert spans is not None
         batch, decision, works = None, None, []
@@ -125,7 +128,7 @@ class Stages:
 
     # The rest of what the runner asks of a `PPHandler`.
 
-    def get_prev_sampled_outputs(self, draft_tokens: torch.Tensor) -> None:
+    def get_prev_sampled_outputs(self, *drafts: Any) -> None:
         """Decisions are applied in `settle`."""
 
     def broadcast(self, *sampled: Any) -> None:
