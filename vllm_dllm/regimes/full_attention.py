@@ -68,8 +68,14 @@ class FullAttentionRegime(Regime):
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
-        grid = grid_of(decoding, config, prompt_len, max_tokens)
         suffix = len(decoding.suffix_token_ids)
+        grid = span.full_attention_grid(
+            prompt_len,
+            max_tokens,
+            decoding.block_length,
+            config.facts.max_model_len,
+            is_exact=suffix > 0,
+        )
         branch = branch_behind(grid.end + suffix, decoding, config)
         return span.FullAttention(grid, decoding.cache, branch, suffix)
 
@@ -104,19 +110,6 @@ class FullAttentionRegime(Regime):
 
     def end_of_canvas(self, config: DllmConfig, length: int) -> int:
         return length
-
-
-def grid_of(
-    decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-) -> span.Grid:
-    """Where a request's canvas lies; one with a suffix ends where its answer does."""
-    return span.full_attention_grid(
-        prompt_len,
-        max_tokens,
-        decoding.block_length,
-        config.facts.max_model_len,
-        is_exact=bool(decoding.suffix_token_ids),
-    )
 
 
 def branch_behind(end: int, decoding: Decoding, config: DllmConfig) -> int:

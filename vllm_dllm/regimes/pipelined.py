@@ -7,7 +7,7 @@ from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import PREFIX, DllmParams
 from vllm_dllm.quoting import quoted
-from vllm_dllm.regimes.full_attention import OwnBlocksRegime, branch_behind, grid_of
+from vllm_dllm.regimes.full_attention import OwnBlocksRegime
 from vllm_dllm.settled import Decoding
 
 
@@ -34,8 +34,7 @@ class PipelinedRegime(OwnBlocksRegime):
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
-        grid = grid_of(decoding, config, prompt_len, max_tokens)
-        suffix = len(decoding.suffix_token_ids)
-        whole = grid._replace(block=grid.end - grid.origin)
-        branch = branch_behind(grid.end + suffix, decoding, config)
-        return span.FullAttention(whole, "none", branch, suffix)
+        plan = super().plan(decoding, config, prompt_len, max_tokens)
+        assert isinstance(plan, span.FullAttention)
+        grid = plan.grid._replace(block=plan.grid.end - plan.grid.origin)
+        return plan._replace(grid=grid, cache="none")
