@@ -47,13 +47,13 @@ LLADA_SHAPE = {
 130 million parameters."""
 
 
-def make(folder: Path, block_size: int | None) -> Path:
+def make(folder: Path, block_size: int | None, shape: dict[str, Any] = SHAPE) -> Path:
     """A Qwen3 checkpoint, or with a block size the SDAR one with the same weights."""
     torch.manual_seed(0)
-    config = Qwen3Config(**SHAPE)
+    config = Qwen3Config(**shape)
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    fields = {**SHAPE, "hidden_act": "silu", "rms_norm_eps": 1e-6}
+    fields = {**shape, "hidden_act": "silu", "rms_norm_eps": 1e-6}
     if block_size is None:
         fields.update(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
     else:
@@ -61,7 +61,7 @@ def make(folder: Path, block_size: int | None) -> Path:
             architectures=["SDARForCausalLM"],
             model_type="sdar",
             block_size=block_size,
-            mask_token_id=SHAPE["vocab_size"] - 1,
+            mask_token_id=shape["vocab_size"] - 1,
         )
     return _save(folder, weights, fields)
 

@@ -40,10 +40,12 @@ class Run:
         return self.tokens / self.seconds
 
 
-def random_prompts(seed: int, count: int, length: int) -> list[list[int]]:
+def random_prompts(
+    seed: int, count: int, length: int, vocab: int = 30000
+) -> list[list[int]]:
     """Token ids for `count` requests, the same for every server and loop."""
     rng = random.Random(seed)
-    return [[rng.randrange(5, 30000) for _ in range(length)] for _ in range(count)]
+    return [[rng.randrange(5, vocab) for _ in range(length)] for _ in range(count)]
 
 
 class Server:
