@@ -8,6 +8,7 @@ are with what they were, so that a vLLM upgrade names what went missing or chang
 
 from vllm_dllm.compat.adapters import leave_base_rows_alone
 from vllm_dllm.compat.attention import size_attention_for_rows
+from vllm_dllm.compat.batches import answer_unreadable_lines
 from vllm_dllm.compat.bodies import check_bodies
 from vllm_dllm.compat.configs import (
     add_stop_tokens,
@@ -64,6 +65,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     allow_suffixes,
     mark_defaults,
     check_bodies,
+    answer_unreadable_lines,
     lift_request_fields,
     refuse_beam_search,
     remember_prompt_lengths,
