@@ -44,15 +44,20 @@ def is_linear(name: str, weight: Tensor) -> bool:
 
 
 def make_adapter(
-    folder: Path, base: str, number: int, layers: Iterable[str]
+    folder: Path,
+    base: str,
+    number: int,
+    layers: Iterable[str],
+    model: type[Model] | None = None,
 ) -> Adapter:
     """An adapter of all linear layers of `base` whose name has one of `layers`.
 
     Args:
         folder: made by this, with the adapter and the merged checkpoint.
-        base: a folder of tests/golden.
+        base: a folder of tests/golden, or another one whose `model` is told.
         number: the seed of its weights.
         layers: parts of names of the released checkpoint.
+        model: the reference's class.
     """
     generator = torch.Generator().manual_seed(number)
     merged = load_file(GOLDEN / base / "model.safetensors")
@@ -79,9 +84,9 @@ def make_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     checkpoint = derived(folder / "merged", base, merged)
-    model = model_class(base).from_pretrained(checkpoint)
-    near = copy.deepcopy(model)
+    merged_model = (model or model_class(base)).from_pretrained(checkpoint)
+    near = copy.deepcopy(merged_model)
     for weight in near.parameters():
         weight.data *= 1 + ROUNDING * torch.randn(weight.shape, generator=generator)
     request = LoRARequest(f"adapter-{number}", next(IDS), str(folder))
-    return Adapter(request, model, near)
+    return Adapter(request, merged_model, near)

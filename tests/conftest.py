@@ -30,6 +30,7 @@ settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
+ON_DEMAND = "on_demand"
 GROUP = "group"
 SHARED: Mapping[str, dict[str, EngineSpec]] = {"engine": OFFLINE, "server": SERVERS}
 """What a fixture starts for all tests that name it."""
@@ -59,14 +60,31 @@ def place_of(item: pytest.Item) -> tuple[int, int]:
     return int(group_of(item) is not None), 0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--on-demand",
+        action="store_true",
+        help="also what takes minutes, and computes what other tests do",
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark, sort and group them (pytest-xdist begins with the largest group)."""
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Mark, choose, sort and group them: pytest-xdist begins with the largest group."""
     for item in items:
         if shared := shared_by(item):
-            item.add_marker(shared[0])
+            kind, name = shared
+            item.add_marker(kind)
+            if SHARED[kind][name].on_demand:
+                item.add_marker(ON_DEMAND)
         if group := group_of(item):
             item.add_marker(pytest.mark.xdist_group(group))
+    if not config.getoption("--on-demand"):
+        left_out = {item for item in items if item.get_closest_marker(ON_DEMAND)}
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=place_of)
 
 

@@ -109,6 +109,23 @@ class Engine:
                     core.reset_prefix_cache(reset_running_requests=True)
         return [finished[request_id] for request_id in ids]
 
+    def ask_streaming(self, requests: Sequence[Request]) -> list[list["RequestOutput"]]:
+        """What the reader of each request's stream is told, piece by piece."""
+        from vllm.sampling_params import RequestOutputKind
+
+        core, pieces = self.llm.llm_engine, {}
+        for case, sampling in requests:
+            name = f"streamed-{next(self.numbers)}"
+            pieces[name] = []
+            sampling = {**sampling, "output_kind": RequestOutputKind.DELTA}
+            prompt = {"prompt_token_ids": case.prompt}
+            core.add_request(name, prompt, sampling_params(case, sampling))
+        with watched(core):
+            while core.has_unfinished_requests():
+                for output in core.step():
+                    pieces[output.request_id].append(output)
+        return [*pieces.values()]
+
     def answers(self, cases: Sequence[Case], **sampling: Any) -> list[list[int]]:
         return [tokens_of(output) for output in self.ask(cases, **sampling)]
 

@@ -1,5 +1,6 @@
 """A running `vllm serve`, and what tests ask it besides completions."""
 
+import json
 import os
 import signal
 import socket
@@ -33,6 +34,7 @@ class Server:
         command += ["--served-model-name", self.MODEL, "--dtype", "float32"]
         command += ["--max-model-len", 1024, "--max-num-seqs", 16, "--enforce-eager"]
         for name, value in spec.options.items():
+            value = json.dumps(value) if isinstance(value, dict) else value
             values = value if isinstance(value, list) else [value]
             command += [f"--{name.replace('_', '-')}"]
             command += [] if value is True else values

@@ -24,6 +24,8 @@ class EngineSpec:
     """Choices of the server besides its block size."""
     routes: bool = False
     """Whether a server has ours too, as with VLLM_PLUGINS=dllm."""
+    on_demand: bool = False
+    """Whether it is started with `--on-demand` alone: it computes what others do."""
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ LORA = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank"
 """Fewer adapters in a batch than tests/test_adapters.py has. Requests without one do
 not feel it: the golden tests hold with it (`sdar16`, `llada`, `dream`) and without
 (`sdar4`, the servers)."""
+TWO_RANKS = {"tensor_parallel_size": 2}
 BUSY = {"busy_threshold": 0.0, "busy_requests": 2}
 """What only requests with `dllm_adaptive` feel."""
 DIFFULLAMA = {"hf_overrides": {"architectures": ["DiffuLlamaModel"]}}
@@ -79,7 +82,7 @@ OFFLINE = {
     "moving8-small-steps": EngineSpec(
         "llada22-pub1", 8, {"max_num_batched_tokens": 64}
     ),
-    "moving8-tp2": EngineSpec("llada22-pub1", 8, {"tensor_parallel_size": 2}),
+    "moving8-tp2": EngineSpec("llada22-pub1", 8, TWO_RANKS),
     "sdar16-tight": EngineSpec(
         "sdar-pub1",
         16,
@@ -109,7 +112,7 @@ OFFLINE = {
             "num_gpu_blocks_override": 10,
         },
     ),
-    "fastdllm2-tp2": EngineSpec("fastdllm2-pub0", 32, {"tensor_parallel_size": 2}),
+    "fastdllm2-tp2": EngineSpec("fastdllm2-pub0", 32, TWO_RANKS),
     "nemotron": EngineSpec("nemotron-pub0", options=LORA),
     # Prompts come in parts, and blocks wait for one another.
     "nemotron-tight": EngineSpec(
@@ -123,15 +126,15 @@ OFFLINE = {
         "nemotron-pub0",
         options={"max_model_len": TIGHT_MODEL_LEN, "num_gpu_blocks_override": 12},
     ),
-    "nemotron-tp2": EngineSpec("nemotron-pub0", options={"tensor_parallel_size": 2}),
-    "sdar16-tp2": EngineSpec("sdar-pub1", 16, {"tensor_parallel_size": 2}),
-    "llada32-tp2": EngineSpec("llada20-pub0", 32, {"tensor_parallel_size": 2}),
+    "nemotron-tp2": EngineSpec("nemotron-pub0", options=TWO_RANKS),
+    "sdar16-tp2": EngineSpec("sdar-pub1", 16, TWO_RANKS),
+    "llada32-tp2": EngineSpec("llada20-pub0", 32, TWO_RANKS),
     # Full attention: requests choose their block length.
     "llada": EngineSpec("llada-pub0", options=LORA),
     "dream": EngineSpec("dream-pub0", options=LORA),
-    "adablock-llada": EngineSpec("adablock-llada-pub0"),
-    "adablock-dream": EngineSpec("adablock-dream-pub0"),
-    "diffullama": EngineSpec("diffullama-pub0", options=DIFFULLAMA),
+    "adablock-llada": EngineSpec("adablock-llada-pub0", options=LORA),
+    "adablock-dream": EngineSpec("adablock-dream-pub0", options=LORA),
+    "diffullama": EngineSpec("diffullama-pub0", options={**LORA, **DIFFULLAMA}),
     # Requests choose the length of their window.
     "wedlm": EngineSpec("wedlm-pub0", options=LORA),
     # Prompts go in parts, and the pages are not enough for all requests.
@@ -171,9 +174,18 @@ OFFLINE = {
             "num_gpu_blocks_override": 14,
         },
     ),
-    "llada-tp2": EngineSpec("llada-pub0", options={**LORA, "tensor_parallel_size": 2}),
-    "dream-tp2": EngineSpec("dream-pub0", options={"tensor_parallel_size": 2}),
-    "wedlm-tp2": EngineSpec("wedlm-pub0", options={"tensor_parallel_size": 2}),
+    "llada-tp2": EngineSpec("llada-pub0", options={**LORA, **TWO_RANKS}),
+    "dream-tp2": EngineSpec("dream-pub0", options=TWO_RANKS),
+    "wedlm-tp2": EngineSpec("wedlm-pub0", options=TWO_RANKS),
+    "adablock-llada-tp2": EngineSpec(
+        "adablock-llada-pub0", options=TWO_RANKS, on_demand=True
+    ),
+    "adablock-dream-tp2": EngineSpec(
+        "adablock-dream-pub0", options=TWO_RANKS, on_demand=True
+    ),
+    "diffullama-tp2": EngineSpec(
+        "diffullama-pub0", options={**TWO_RANKS, **DIFFULLAMA}, on_demand=True
+    ),
     "sdar16-pp2": EngineSpec(
         "sdar-pub1",
         16,
@@ -204,6 +216,11 @@ SERVERS = {
         "dream-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}
     ),
     "wedlm": EngineSpec("wedlm-pub0"),
+    "fastdllm2": EngineSpec("fastdllm2-pub0", 32, on_demand=True),
+    "nemotron": EngineSpec("nemotron-pub0", on_demand=True),
+    "diffullama": EngineSpec("diffullama-pub0", options=DIFFULLAMA, on_demand=True),
+    "adablock-llada": EngineSpec("adablock-llada-pub0", on_demand=True),
+    "adablock-dream": EngineSpec("adablock-dream-pub0", on_demand=True),
     # The page, the examples and the docs are about this one.
     "tiny-llada2": EngineSpec(
         str(MODELS / "tiny-llada2"), 32, {"max_model_len": 2048}, routes=True

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,24 +24,33 @@ HEADS = {
     "llada-pub0": "ff_out",
     "dream-pub0": "o_proj",
     "wedlm-pub0": "lm_head",
+    "diffullama-pub0": "lm_head",
+    "adablock-llada-pub0": "ff_out",
+    "adablock-dream-pub0": "o_proj",
 }
 """The head of a base; vLLM's Qwen2 takes no adapter of it."""
 Asked = tuple[Case, Adapter | None]
 
 
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Adapter]]:
-    """Three for each base, which is one more than a batch may have."""
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        base: [
-            make_adapter(folder / f"{base}-{number}", base, number, layers)
-            for number, layers in enumerate(
-                (("q_proj", "v_proj"), ("layers", "blocks"), ("up_proj", head)), start=1
-            )
+class Adapters(dict[str, list[Adapter]]):
+    """Three for each base, which is one more than a batch may have; made when asked
+    for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __missing__(self, base: str) -> list[Adapter]:
+        of_layers = (("q_proj", "v_proj"), ("layers", "blocks"))
+        self[base] = [
+            make_adapter(self.folder / f"{base}-{number}", base, number, layers)
+            for number, layers in enumerate((*of_layers, ("up_proj", HEADS[base])), 1)
         ]
-        for base, head in HEADS.items()
-    }
+        return self[base]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+    return Adapters(tmp_path_factory.mktemp("adapters"))
 
 
 def dealt(cases: list[Case], adapters: list[Adapter]) -> list[Asked]:
@@ -71,13 +81,14 @@ def ask(engine: Engine, asked: list[Asked]) -> list[str]:
     return wrong + too_many_forwards(cases, [engine.forwards(o) for o in outputs])
 
 
-@uses("sdar16", "fastdllm2", "nemotron", "llada", "dream", "llada-tp2", "wedlm")
-def test_a_batch_of_several_adapters(
-    engine: Engine, adapters: dict[str, list[Adapter]]
-) -> None:
+@uses(
+    *("sdar16", "fastdllm2", "nemotron", "llada", "dream", "llada-tp2", "wedlm"),
+    *("diffullama", "adablock-llada", "adablock-dream"),
+)
+def test_a_batch_of_several_adapters(engine: Engine, adapters: Adapters) -> None:
     """An adapter that reaches rows of others, or misses rows of its own."""
     base = engine.spec.checkpoint
-    cases = golden_cases(base, engine.spec.block)[::2]
+    cases = golden_cases(base, engine.spec.block)[::3]
     asked = dealt(cases, adapters[base])
     assert ask(engine, asked) == []
     for one in asked[:8]:
@@ -88,18 +99,14 @@ def test_a_batch_of_several_adapters(
 
 
 @uses("llada", "dream")
-def test_guidance_with_adapters(
-    engine: Engine, adapters: dict[str, list[Adapter]]
-) -> None:
+def test_guidance_with_adapters(engine: Engine, adapters: Adapters) -> None:
     """The unconditional branch is rows of the same adapter."""
     asked = dealt(guided_cases(engine), adapters[engine.spec.checkpoint])
     assert ask(engine, asked) == []
 
 
 @uses("sdar16")
-def test_pages_of_an_adapter_are_its_own(
-    engine: Engine, adapters: dict[str, list[Adapter]]
-) -> None:
+def test_pages_of_an_adapter_are_its_own(engine: Engine, adapters: Adapters) -> None:
     """Keys of a prompt depend on the adapter that they were computed with."""
     [case, *_] = golden_cases("sdar-pub1", 16)
     case = replace(case, prompt=(case.prompt * 200)[:200])
@@ -115,7 +122,7 @@ def test_pages_of_an_adapter_are_its_own(
 
 @uses("sdar16", "llada")
 def test_preempted_requests_keep_their_adapters(
-    engine: Engine, adapters: dict[str, list[Adapter]]
+    engine: Engine, adapters: Adapters
 ) -> None:
     """A request comes back to another slot, which another adapter had."""
     base = engine.spec.checkpoint
@@ -128,7 +135,7 @@ def test_preempted_requests_keep_their_adapters(
 
 @pytest.fixture
 def adapter_server(
-    adapters: dict[str, list[Adapter]],
+    adapters: Adapters,
     running: OneAtATime,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Server:
@@ -143,7 +150,7 @@ def adapter_server(
 
 @pytest.mark.server
 async def test_an_adapter_is_a_model_of_the_server(
-    adapter_server: Server, adapters: dict[str, list[Adapter]]
+    adapter_server: Server, adapters: Adapters
 ) -> None:
     """Clients choose an adapter by its name, as with any model of vLLM."""
     asked = dealt(golden_cases("llada-pub0")[::4], adapters["llada-pub0"])

@@ -61,6 +61,24 @@ def test_random_requests_answer_as_the_reference(engine: Engine) -> None:
     )
 
 
+@uses("moving8", "moving32")
+def test_an_answer_ends_with_a_stop_string_where_tokens_move(engine: Engine) -> None:
+    """What a later step deletes, or moves behind the stop, would have been told."""
+    cases = cases_of(engine)
+    texts = [output.outputs[0].text for output in engine.ask(cases)]
+    stops = [words[len(words) // 2] for words in map(str.split, texts)]
+    ends = [text[: text.index(stop)] for text, stop in zip(texts, stops, strict=True)]
+    assert sum(map(len, ends)) < 0.7 * sum(map(len, texts))
+    requests = [(case, {"stop": stop}) for case, stop in zip(cases, stops, strict=True)]
+    streams = engine.ask_streaming(requests)
+    streamed = ["".join(p.outputs[0].text for p in pieces) for pieces in streams]
+    assert streamed == ends
+    for output, end, stop in zip(engine.ask_each(requests), ends, stops, strict=True):
+        [answer] = output.outputs
+        assert (answer.text, answer.stop_reason) == (end, stop)
+        assert answer.finish_reason == "stop"
+
+
 SAMPLING: list[dict[str, Any]] = [
     {"temperature": 1.0, "n": 2},
     {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.3},

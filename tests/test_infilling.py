@@ -8,11 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.engine_config import resolved
 from tests.engines import Engine, tokens_of, uses, uses_server
 from tests.full_attention import BOTH, CACHES, case_of, failures, infilling_cases
 from tests.golden_cases import Case, differences
 from tests.servers import Server
 from tests.specs import TIGHT_BUDGET
+from vllm_dllm.request import wishes_of
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -64,6 +66,18 @@ def test_an_infilling_that_no_forward_can_hold_is_refused(engine: Engine) -> Non
     numbers = ["50", "21", "suffix (90 tokens)", "161", str(TIGHT_BUDGET)]
     assert [number for number in numbers if number not in said] == [], said
     assert failures(engine, [good]) == []
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    ["sdar-pub0", "llada22-pub1", "fastdllm2-pub0", "nemotron-pub0", "wedlm-pub0"],
+)
+def test_who_sees_nothing_behind_an_answer_infills_nothing(checkpoint: str) -> None:
+    """An answer that ignores what follows it looks like one that does not."""
+    with pytest.raises(
+        ValueError, match=r"dllm_suffix_token_ids=\[5\].*full attention"
+    ):
+        wishes_of({"dllm_suffix_token_ids": [5]}, resolved(checkpoint))
 
 
 # Over HTTP

@@ -121,8 +121,9 @@ def test_a_wrong_option_is_named(
 def test_lora_on_cpu_is_refused_for_experts_alone() -> None:
     """vLLM would choose a kernel for the experts that a CPU does not have."""
     configure(SDAR, enable_lora=True)
-    with pytest.raises(ValueError, match=r"LoRA on CPU .* experts"):
-        configure(LLADA, enable_lora=True)
+    for model in (LLADA, GOLDEN / "llada22-pub1"):
+        with pytest.raises(ValueError, match=r"LoRA on CPU .* experts"):
+            configure(model, enable_lora=True)
 
 
 def test_data_parallelism_on_cpu_is_refused_for_experts_alone() -> None:

@@ -17,7 +17,8 @@ from tests.specs import SERVER_BUDGET
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
-ALL = ("sdar16", "editing32", "moving32", *FULL_ATTENTION, "wedlm")
+ON_DEMAND = ("fastdllm2", "nemotron", "diffullama", "adablock-llada", "adablock-dream")
+ALL = ("sdar16", "editing32", "moving32", *FULL_ATTENTION, "wedlm", *ON_DEMAND)
 CLIENTS = 16
 
 

@@ -45,6 +45,8 @@ BLOCK = 7
 """Of models whose requests choose one."""
 
 
+SHIFTED = ("dream", "diffullama", "fastdllm2")
+"""Checkpoints whose row i predicts position i + 1."""
 ONE_BY_ONE = ("sequential", "low_confidence", "random")
 """Rules that take one token a step of those that are a choice."""
 
@@ -81,7 +83,7 @@ def best_answer(
     """Tokens and forwards of the reference. With the threshold 1, from left to right,
     at each position the best of its words; then the end."""
     model, block = reference_model(engine.spec.checkpoint), engine.spec.block
-    shift = int(engine.spec.checkpoint.startswith(("dream", "fastdllm2")))
+    shift = int(engine.spec.checkpoint.startswith(SHIFTED))
     is_nemotron = engine.spec.checkpoint.startswith("nemotron")
     length = WHOLE if is_nemotron else BLOCK
 
@@ -151,9 +153,8 @@ def test_runs_are_those_of_the_reference(engine: Engine) -> None:
     "sdar16",
     "fastdllm2",
     "nemotron",
-    "llada32",
-    "llada",
-    "dream",
+    *("llada32", "moving8"),
+    *("llada", "dream", "diffullama"),
     "sdar16-tp2",
 )
 def test_of_what_a_grammar_allows_the_best_is_answered(engine: Engine) -> None:
@@ -212,6 +213,32 @@ def test_a_grammar_is_obeyed_with_every_cache(engine: Engine, cache: str) -> Non
         assert end == EOS and len(answer) == len(words)
         for token, some in zip(answer, words, strict=True):
             assert token in some
+
+
+NOT_FROM_THE_LEFT = {
+    "llada-pub0": ("d2f", "adablock", "d3llm"),
+    "dream-pub0": ("d2f", "adablock", "d3llm"),
+    "llada22-pub1": ("joint_threshold_indel",),
+}
+"""Rules that revise, or have blocks of their own."""
+
+
+@uses("llada", "dream", "moving8")
+def test_a_rule_that_cannot_go_from_the_left_obeys_a_grammar(engine: Engine) -> None:
+    """What it would write behind a mask, or take back, the grammar has not seen."""
+    names = ("threshold", *NOT_FROM_THE_LEFT[engine.spec.checkpoint])
+    made = requests_of(engine, 6, logit_bias=BIAS, temperature=1.0, seed=3)
+    requests = [
+        request_of(case, words, rule, logit_bias=BIAS, temperature=1.0, seed=3)
+        for (case, _), words in made
+        for rule in names
+    ]
+    answers = [tokens_of(output) for output in engine.ask_each(requests)]
+    for number, (_, words) in enumerate(made):
+        first, *others = answers[number * len(names) :][: len(names)]
+        assert len(first) == len(words) + 1 and first[-1] == EOS
+        assert all(token in some for token, some in zip(first, words, strict=False))
+        assert others == [first] * len(others)
 
 
 @uses("sdar4", "llada")

@@ -21,6 +21,7 @@ TWO_RANKS = (
     "llada",
     "dream",
     "wedlm",
+    *("diffullama", "adablock-llada", "adablock-dream"),
 )
 
 

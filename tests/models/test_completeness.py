@@ -19,11 +19,11 @@ from vllm.utils.network_utils import get_open_port
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from tests import quantized
-from tests.checkpoints import derived
+from tests.checkpoints import derived, in_shards
 from tests.engine_config import engine_config
 from tests.engines import Engine, OneAtATime
 from tests.golden_cases import GOLDEN
-from tests.models import test_llada_moe, test_sdar_moe
+from tests.models import test_llada_moe, test_sdar_moe, test_stable_diffcoder
 from tests.specs import MODELS, EngineSpec
 from vllm_dllm.models.block_diffusion import BlockDiffusion
 
@@ -42,6 +42,10 @@ def bare_llada_moe(folder: Path) -> Path:
     return test_llada_moe.checkpoint(folder, "LLaDAMoEModel")
 
 
+def diffullama(folder: Path) -> Path:
+    return derived(folder, "diffullama-pub0", architectures=["DiffuLlamaModel"])
+
+
 COMPLETE: dict[str, Callable[[Path], Path]] = {
     "dream": golden("dream-pub0"),
     "llada": golden("llada-pub0"),
@@ -50,6 +54,12 @@ COMPLETE: dict[str, Callable[[Path], Path]] = {
     "bare-llada-moe": bare_llada_moe,
     "sdar": golden("sdar-pub0"),
     "sdar-moe": test_sdar_moe.checkpoint,
+    "llada2.2": golden("llada22-pub1"),
+    "fast-dllm-v2": golden("fastdllm2-pub0"),
+    "nemotron": golden("nemotron-pub0"),
+    "wedlm": golden("wedlm-pub0"),
+    "diffullama": diffullama,
+    "stable-diffcoder": test_stable_diffcoder.whole_checkpoint,
 }
 LACKING = {
     "dream": ["model.layers.1.self_attn.k_proj.bias", "lm_head.weight"],
@@ -73,6 +83,16 @@ LACKING = {
     ],
     "sdar": ["model.layers.0.mlp.gate_proj.weight", "model.norm.weight"],
     "sdar-moe": ["model.embed_tokens.weight", "model.layers.1.mlp.gate.weight"],
+    "llada2.2": ["model.layers.2.mlp.gate.expert_bias", "lm_head.weight"],
+    "fast-dllm-v2": ["model.layers.1.self_attn.q_proj.bias", "lm_head.weight"],
+    "nemotron": [
+        "encoder.embed_tokens.weight",
+        "encoder.layers.1.self_attn.v_proj.weight",
+        "diffusion_head.weight",
+    ],
+    "wedlm": ["model.layers.0.self_attn.k_norm.weight", "lm_head.weight"],
+    "diffullama": ["model.layers.2.mlp.up_proj.weight", "lm_head.weight"],
+    "stable-diffcoder": ["model.layers.2.self_attn.o_proj.weight", "lm_head.weight"],
 }
 """Family -> tensors that its model is to be loaded without, in the model's order."""
 IN_CHECKPOINT = {
@@ -128,6 +148,24 @@ def test_what_a_checkpoint_lacks_is_named(
         model.refuse_incomplete()
 
 
+@pytest.mark.parametrize("family", COMPLETE)
+def test_shards_are_read_as_the_whole(
+    family: str, tmp_path: Path, one_rank: None
+) -> None:
+    """Every released checkpoint comes in parts; parts of a layer that is one tensor
+    here may be in two of them."""
+    complete = COMPLETE[family](tmp_path / "complete")
+    parts = derived(tmp_path / "parts", str(complete))
+    in_shards(parts, load_file(complete / "model.safetensors"))
+    assert not (parts / "model.safetensors").exists()
+    expected, found = load(complete), load(parts)
+    found.refuse_incomplete()
+    tensors = dict(found.named_parameters())
+    for name, weight in expected.named_parameters():
+        assert torch.equal(weight, tensors.pop(name)), name
+    assert not tensors
+
+
 def test_only_the_first_of_many_are_named(tmp_path: Path, one_rank: None) -> None:
     """A message of a thousand names hides what it says."""
     model = load(without(GOLDEN / "sdar-pub0", tmp_path / "m", r".*layers\.1\..*"))
@@ -151,11 +189,14 @@ def test_a_tensor_that_does_not_fit_is_named(
         load(derived(tmp_path / "model", base, **changes))
 
 
-def test_a_tied_head_is_not_missed(tmp_path: Path, one_rank: None) -> None:
+@pytest.mark.parametrize(
+    "base", ["sdar-pub0", "fastdllm2-pub0", "wedlm-pub0", "dream-pub0"]
+)
+def test_a_tied_head_is_not_missed(base: str, tmp_path: Path, one_rank: None) -> None:
     """Tied checkpoints have no head of their own, and may have no more than that."""
-    sdar = GOLDEN / "sdar-pub0"
     tied = {"tie_word_embeddings": True}
-    load(without(sdar, tmp_path / "a", "lm_head.weight", **tied)).refuse_incomplete()
+    folder = without(GOLDEN / base, tmp_path / "a", "lm_head.weight", **tied)
+    load(folder).refuse_incomplete()
 
 
 def test_a_router_may_do_without_a_bias_that_is_not_stated(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from vllm_dllm.models import configs
 from vllm_dllm.models.configs import DreamConfig, LLaDA2MoeConfig, LLaDAConfig
 
 LLADA = {
@@ -212,6 +213,14 @@ def test_what_would_need_another_computation_is_refused(
     """Such a checkpoint would load, and answer nonsense."""
     with pytest.raises(ValueError, match=rf"{field}={value!r} is not supported"):
         read(tmp_path, LLaDAConfig, raw, **{field: value})
+
+
+@pytest.mark.parametrize("family", configs.SiluAlone.__subclasses__())
+def test_another_activation_is_refused(family: Any) -> None:
+    """vLLM's layers would name neither the field nor the file."""
+    with pytest.raises(ValueError, match=r"config\.json: hidden_act='gelu' is not"):
+        family(hidden_act="gelu")
+    assert family().hidden_act == "silu"
 
 
 def test_dream_has_no_sliding_window(tmp_path: Path) -> None:

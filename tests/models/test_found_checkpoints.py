@@ -17,7 +17,10 @@ from vllm_dllm.models.configs import SDARConfig
 
 pytestmark = pytest.mark.timeout(400)
 
-FAMILIES = ["llada20-pub0", "llada-pub0", "sdar-pub0", "dream-pub0"]
+FAMILIES = [
+    *("llada20-pub0", "llada-pub0", "sdar-pub0", "dream-pub0"),
+    *("llada22-pub1", "fastdllm2-pub0", "nemotron-pub0", "wedlm-pub0"),
+]
 every_family = pytest.mark.parametrize("base", FAMILIES)
 
 
@@ -143,7 +146,7 @@ def test_a_window_that_a_layer_has_is_refused(
     base: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     """A window that is left out in silence would give wrong tokens."""
-    folder = derived(tmp_path / "model", base, **fields)
+    folder = derived(tmp_path / "model", base, **{"layer_types": None, **fields})
     with pytest.raises(ValueError, match="sliding window attention is not supported"):
         engine_config(folder)
 

@@ -111,7 +111,14 @@ def with_tokens(folder: Path, model: str, **tokens: int) -> Path:
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [("llada-pub0", "eot_id"), ("dream-pub0", "im_end"), ("llada20-pub0", "role_end")],
+    [
+        ("llada-pub0", "eot_id"),
+        ("dream-pub0", "im_end"),
+        ("llada20-pub0", "role_end"),
+        ("llada22-pub1", "role_end"),
+        ("fastdllm2-pub0", "im_end"),
+        ("wedlm-pub0", "im_end"),
+    ],
 )
 @pytest.mark.parametrize("source", ["auto", "vllm"])
 def test_the_end_of_a_turn_ends_an_answer(
@@ -126,9 +133,14 @@ def test_the_end_of_a_turn_ends_an_answer(
     assert facts.stop_token_ids == [1, 9]
 
 
-def test_ends_that_the_checkpoint_names_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "name"), [("llada-pub0", "eot_id"), ("llada22-pub1", "role_end")]
+)
+def test_ends_that_the_checkpoint_names_are_kept(
+    model: str, name: str, tmp_path: Path
+) -> None:
     """An author's own list of ends would be replaced by the family's."""
-    folder = with_tokens(tmp_path, "llada-pub0", eot_id=9)
+    folder = with_tokens(tmp_path, model, **{name: 9})
     file = folder / "generation_config.json"
     for named, expected in (([5, 9], [5, 9, 1]), (5, [5, 1, 9])):
         file.write_text(json.dumps({"eos_token_id": named}))

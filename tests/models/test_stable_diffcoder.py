@@ -1,26 +1,30 @@
 """Stable-DiffCoder against its reference; no golden checkpoint is one."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from vllm.sampling_params import StructuredOutputsParams
 
+from tests.adapters import make_adapter
 from tests.checkpoints import derived, in_shards
 from tests.engine_config import engine_config
-from tests.engines import Engine, OneAtATime, tokens_of
+from tests.engines import Engine, OneAtATime, Request, tokens_of
 from tests.golden_cases import EOS, Case, differences, too_many_forwards
 from tests.reference.stable_diffcoder import (
     StableDiffcoder,
     StableDiffcoderConfig,
     generate,
 )
-from tests.specs import EngineSpec
+from tests.specs import LORA, TWO_RANKS, EngineSpec
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.request import resolve
 
@@ -64,11 +68,18 @@ def random_weights(model: StableDiffcoder) -> dict[str, Tensor]:
 
 def checkpoint(folder: Path) -> Path:
     """Write a checkpoint as the released ones are: in shards, and by name a Llama."""
+    in_shards(whole_checkpoint(folder), reference().state_dict())
+    return folder
+
+
+def whole_checkpoint(folder: Path) -> Path:
+    """The same in one file."""
     absent = ("mask_token_id", "block_size", "head_dim")
     own = {"AutoModelForCausalLM": "modeling_own.StableDiffcoderForCausalLM"}
     derived(
         folder,
         "sdar-pub0",
+        reference().state_dict(),
         architectures=["StableDiffcoderForCausalLM"],
         model_type="llama",
         auto_map=own,
@@ -82,19 +93,27 @@ def checkpoint(folder: Path) -> Path:
     settings.pop("mask_token", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    in_shards(folder, reference().state_dict())
     return folder
 
 
-@pytest.fixture
-def engine(running: OneAtATime, tmp_path: Path) -> Iterator[Engine]:
-    """One that is told nothing but the folder."""
+@pytest.fixture(scope="module")
+def diffcoder(
+    request: pytest.FixtureRequest,
+    running: OneAtATime,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Engine]:
+    """One that is told nothing of decoding but the folder."""
     running.close()
-    engine = Engine(EngineSpec(str(checkpoint(tmp_path / "model"))))
+    folder = checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+    engine = Engine(EngineSpec(str(folder), options=request.param))
     try:
         yield engine
     finally:
         engine.close()
+
+
+def with_options(*options: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("diffcoder", options, indirect=True, ids=str)
 
 
 def requests() -> list[Case]:
@@ -129,10 +148,11 @@ def with_answer(case: Case, model: StableDiffcoder) -> Case:
 
 
 @pytest.mark.engine
-def test_a_mixed_batch_answers_as_the_reference(engine: Engine) -> None:
+@with_options(LORA, pytest.param(TWO_RANKS, marks=pytest.mark.on_demand))
+def test_a_mixed_batch_answers_as_the_reference(diffcoder: Engine) -> None:
     """A norm of heads, a wrong mask or a strict threshold would give other tokens; so
     would masks behind the answer, and the quota of a whole block beside a prompt."""
-    model = reference()
+    model, engine = reference(), diffcoder
     cases = [with_answer(case, model) for case in requests()]
     long = [case for case in cases if case.gen_length == GEN_LENGTHS[-1]]
     assert len({str(case.tokens) for case in long}) > 2 * len(PROMPT_LENGTHS), (
@@ -144,8 +164,92 @@ def test_a_mixed_batch_answers_as_the_reference(engine: Engine) -> None:
     # From shared pages of the prompts, and after the own ones were lost.
     again = engine.ask_preempting([(case, {}) for case in cases[::3]], every=3)
     assert differences(cases[::3], [tokens_of(output) for output in again]) == []
-    alone = [tokens_of(engine.ask([case])[0]) for case in long[::4]]
-    assert differences(long[::4], alone) == []
+    alone = [engine.ask([case])[0] for case in long[::4]]
+    assert differences(long[::4], [tokens_of(output) for output in alone]) == []
+    assert any(output.num_cached_tokens for output in alone)
+
+
+@pytest.mark.engine
+@with_options(LORA)
+def test_prompts_come_in_parts(
+    diffcoder: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that ends inside a block has keys that have not seen the rest of it."""
+    core = diffcoder.llm.llm_engine.engine_core.engine_core
+    monkeypatch.setattr(core.scheduler, "max_num_scheduled_tokens", 24)
+    model = reference()
+    cases = [with_answer(case, model) for case in requests()[3::7]]
+    diffcoder.forget_prefixes()
+    outputs = diffcoder.ask(cases)
+    assert differences(cases, [tokens_of(output) for output in outputs]) == []
+
+
+@pytest.mark.engine
+@with_options(LORA)
+def test_a_wish_is_its_requests_own(diffcoder: Engine) -> None:
+    """Noise or a grammar of a neighbour; a last block that is cut has fewer rows."""
+    wishes: list[dict[str, Any]] = [
+        {"temperature": 1.0, "seed": 5, "logprobs": 256},
+        {"temperature": 0.7, "top_p": 0.8, "seed": 6, "presence_penalty": 1.0},
+        {"logit_bias": {9: 100.0}},
+        {"structured_outputs": StructuredOutputsParams(regex="(w11|w12)(w13){6}")},
+        {"logprobs": 256},
+    ]
+    mixed: list[Request] = [
+        (case, {**wish, "ignore_eos": "structured_outputs" not in wish})
+        for case, wish in zip(requests()[::9], wishes * 3, strict=False)
+    ]
+    together = diffcoder.ask_each(mixed)
+    answers = [tokens_of(output) for output in together]
+    assert [tokens_of(diffcoder.ask_each([one])[0]) for one in mixed] == answers
+    disturbed = diffcoder.ask_preempting(mixed, every=2)
+    assert [tokens_of(output) for output in disturbed] == answers
+    for (case, wish), output in zip(mixed, together, strict=True):
+        tokens, logprobs = tokens_of(output), output.outputs[0].logprobs
+        if "logit_bias" in wish:
+            assert tokens == [9] * case.gen_length
+        if "structured_outputs" in wish:
+            assert tokens in (
+                [*some, *[13] * 6, EOS][: case.gen_length] for some in ([11], [12])
+            )
+        if logprobs is not None:
+            for token, position in zip(tokens, logprobs, strict=True):
+                total = sum(math.exp(one.logprob) for one in position.values())
+                assert math.isclose(total, 1, abs_tol=1e-4)
+                assert "temperature" in wish or position[token].rank == 1
+
+
+@pytest.mark.engine
+@with_options(LORA)
+def test_requests_with_and_without_an_adapter(
+    diffcoder: Engine, tmp_path: Path
+) -> None:
+    """An adapter that reaches rows of others, or misses rows of its own."""
+    base = whole_checkpoint(tmp_path / "base")
+    layers = ("q_proj", "o_proj", "up_proj")
+    adapter = make_adapter(
+        tmp_path / "adapter", str(base), 1, layers, model=StableDiffcoder
+    )
+    plain, asked = requests()[1::8], []
+    for number, case in enumerate(plain):
+        model = adapter.model if number % 2 else reference()
+        answered = with_answer(case, model)
+        if not number % 2 or with_answer(case, adapter.near).tokens == answered.tokens:
+            asked.append((answered, adapter.request if number % 2 else None))
+    assert len(asked) > 0.8 * len(plain)
+    cases, adapters = zip(*asked, strict=True)
+    outputs = diffcoder.ask_each([(case, {}) for case in cases], adapters)
+    assert differences([*cases], [tokens_of(output) for output in outputs]) == []
+
+
+def test_the_end_is_not_llamas(tmp_path: Path) -> None:
+    """Where config.json names none, that of Llama would be some token of this model."""
+    folder = checkpoint(tmp_path / "model")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    del config["eos_token_id"]
+    file.write_text(json.dumps(config))
+    assert DllmConfig.of(engine_config(folder).model_config).facts.eos_token_id == EOS
 
 
 def test_a_checkpoint_alone_is_decoded_as_its_authors_do(tmp_path: Path) -> None:

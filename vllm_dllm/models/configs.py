@@ -133,13 +133,23 @@ def refuse_other_routing(config: LLaDA2MoeConfig) -> None:
             )
 
 
-class SDARConfig(Qwen3Config):
+class SiluAlone:
+    """A config of layers that are computed with one activation alone."""
+
+    hidden_act: str
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        refuse_other_values({"hidden_act": self.hidden_act}, {"hidden_act": ("silu",)})
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+
+class SDARConfig(SiluAlone, Qwen3Config):
     """SDAR and TraDo: Qwen3 weights trained with block diffusion."""
 
     model_type = "sdar"
 
 
-class SDARMoeConfig(Qwen3MoeConfig):
+class SDARMoeConfig(SiluAlone, Qwen3MoeConfig):
     """SDAR-30B-A3B: Qwen3-MoE weights trained with block diffusion."""
 
     model_type = "sdar_moe"
@@ -243,22 +253,24 @@ def refuse_other_values(
             )
 
 
-class DreamConfig(Qwen2Config):
+class DreamConfig(SiluAlone, Qwen2Config):
     """Dream, Dream-Coder, DiffuCoder: Qwen2 weights trained to decode in any order."""
 
     model_type = "Dream"
 
 
-class StableDiffcoderConfig(LlamaConfig):
+class StableDiffcoderConfig(SiluAlone, LlamaConfig):
     """Stable-DiffCoder: Llama weights trained with block diffusion.
 
     Its checkpoints call themselves `llama`, a name that stays vLLM's.
     """
 
     model_type = "stable_diffcoder"
+    # Not Llama's own, which is another token here.
+    eos_token_id: int | list[int] | None = None
 
 
-class DiffuLlamaConfig(LlamaConfig):
+class DiffuLlamaConfig(SiluAlone, LlamaConfig):
     """DiffuLLaMA: Llama weights trained to decode in any order.
 
     Nothing in its checkpoints tells it from a Llama: a user must say what it is.
@@ -267,23 +279,19 @@ class DiffuLlamaConfig(LlamaConfig):
     model_type = "diffullama"
 
 
-class FastDLLMv2Config(Qwen2Config):
+class FastDLLMv2Config(SiluAlone, Qwen2Config):
     """Fast-dLLM v2: Qwen2 weights trained with block diffusion."""
 
     model_type = "Fast_dLLM_Qwen"
     attribute_map = {"bd_size": "block_size"}
 
 
-class WeDLMConfig(Qwen2Config):
+class WeDLMConfig(SiluAlone, Qwen2Config):
     """WeDLM: Qwen2 weights, or Qwen3 weights where config.json says so."""
 
     model_type = "wedlm"
     attention_bias: bool = True
     qk_norm: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        refuse_other_values({"hidden_act": self.hidden_act}, {"hidden_act": ("silu",)})
-        super().__post_init__(**kwargs)
 
 
 class NemotronLabsDiffusionConfig(LlamaConfig):
@@ -300,6 +308,8 @@ class NemotronLabsDiffusionConfig(LlamaConfig):
             fields["llama_4_scaling"] = {"beta": beta, longest: rope[longest]}
         if rope:
             fields["rope_parameters"] = rope
+        # Llama's own default would end answers with another token.
+        fields.setdefault("eos_token_id", None)
         super().__init__(**fields)
 
 
