@@ -28,7 +28,7 @@ HEADS = {
     "adablock-llada-pub0": "ff_out",
     "adablock-dream-pub0": "o_proj",
 }
-"""The head of a base; vLLM's Qwen2 takes no adapter of it."""
+"""The head of a base; vLLM's Qwen2 and Mistral take no adapter of it."""
 Asked = tuple[Case, Adapter | None]
 
 

@@ -51,6 +51,15 @@ def test_random_requests_answer_as_the_reference(engine: Engine) -> None:
     assert differences(cases[:8], [tokens_of(output) for output in outputs]) == []
 
 
+@uses("llada-tp2", "dream-tp2")
+def test_two_ranks_open_the_same_blocks(engine: Engine) -> None:
+    """A share that rounds otherwise on one of them opens a block a step early."""
+    cases = random_cases(engine, 2, 10)
+    outputs = engine.ask(cases)
+    assert differences(cases, [tokens_of(output) for output in outputs]) == []
+    assert too_many_forwards(cases, list(map(engine.forwards, outputs))) == []
+
+
 @uses(*BOTH)
 def test_blocks_open_together_in_fewer_forwards(engine: Engine) -> None:
     """That is what they are for."""
