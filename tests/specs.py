@@ -40,6 +40,8 @@ class EngineSpec:
     @property
     def cores(self) -> str:
         """The cores of the ranks, as VLLM_CPU_OMP_THREADS_BIND has them."""
+        if "node_rank" in self.options:
+            return str(self.options["node_rank"])
         return str(CORE) if self.ranks == 1 else "|".join("01" * (self.ranks // 2))
 
 
