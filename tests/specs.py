@@ -202,7 +202,7 @@ OFFLINE = {
     "dream-pp2": EngineSpec("dream-pub0", options={"pipeline_parallel_size": 2}),
 }
 SERVERS = {
-    "sdar16": EngineSpec("sdar-pub1", 16),
+    "sdar16": EngineSpec("sdar-pub1", 16, {"enable_scale_out": True}),
     "sdar16-dp2": EngineSpec(
         "sdar-pub1",
         16,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engines import Engine, sampling_params, uses
+from tests.engines import Engine, sampling_params, tokens_of, uses
 from tests.golden_cases import (
     GOLDEN,
     Case,
@@ -63,3 +63,32 @@ def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
     finally:
         load(engine, engine.spec.checkpoint)
     assert differences(cases, engine.answers(cases)) == []
+
+
+@uses("llada8")
+def test_tokens_tell_of_which_weights_they_are(engine: Engine) -> None:
+    """A trainer would take tokens of old weights for those of the new ones."""
+    [case] = cases_of(engine)[:1]
+    core = engine.llm.llm_engine
+    params = sampling_params(case, {"ignore_eos": True})
+    core.add_request("one", {"prompt_token_ids": case.prompt}, params)
+    before: list[int] = []
+    while len(before) < engine.spec.block:
+        before = [t for output in core.step() for t in tokens_of(output)] or before
+    try:
+        load(engine, OTHER)
+        core.set_weight_version("other")
+        with watched(core):
+            while core.has_unfinished_requests():
+                outputs = core.step()
+    finally:
+        load(engine, engine.spec.checkpoint)
+        core.set_weight_version("default")
+    [choice] = outputs[0].outputs
+    told = [(s.version, s.start, s.end) for s in choice.weight_versions]
+    assert told == [
+        ("default", 0, len(before)),
+        ("other", len(before), case.gen_length),
+    ]
+    assert list(choice.token_ids)[: len(before)] == before
+    assert before == case.tokens[: len(before)]

@@ -40,7 +40,7 @@ from vllm_dllm.compat.tools import (
     tell_parsers_of_the_model,
 )
 from vllm_dllm.compat.triton import open_v2_gate, replace_cpu_kernels
-from vllm_dllm.compat.usage import move_forwards, report_forwards
+from vllm_dllm.compat.usage import carry_forwards, move_forwards, report_forwards
 from vllm_dllm.compat.validation import (
     allow_structured_outputs,
     allow_suffixes,
@@ -76,6 +76,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     follow_tool_schemas,
     keep_broken_calls_as_text,
     report_forwards,
+    carry_forwards,
     move_forwards,
     end_answers,
     end_with_launcher,

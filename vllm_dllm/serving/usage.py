@@ -38,6 +38,17 @@ def add_forwards(usage: UsageInfo, forwards: Forwards) -> None:
         usage.nfe_busy = forwards.busy
 
 
+def unchecked(metrics: Any) -> Callable[..., Any]:
+    """A class of metrics that takes forwards where a count of drafts belongs."""
+
+    def build(**fields: Any) -> Any:
+        if isinstance(fields.get("speculative_decoding"), Forwards):
+            return metrics.model_construct(**fields)
+        return metrics(**fields)
+
+    return build
+
+
 def with_forwards(response: Callable[..., Any]) -> Callable[..., Any]:
     """A response class that moves the forwards from `metrics` to `usage`."""
 
