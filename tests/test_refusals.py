@@ -134,6 +134,30 @@ def test_data_parallelism_on_cpu_is_refused_for_experts_alone() -> None:
         configure(LLADA, data_parallel_size=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data_parallel_rank": 0}, "do not support external data parallel mode"),
+        (
+            {"data_parallel_hybrid_lb": True, "data_parallel_size_local": 1},
+            r"external load balancing \(--data-parallel-hybrid-lb .* is not supported",
+        ),
+    ],
+)
+def test_a_balancer_in_front_of_ranks_is_refused_without_experts(
+    options: dict[str, Any], said: str
+) -> None:
+    """vLLM would end with an assertion after the model was loaded."""
+    with pytest.raises(ValueError, match=said):
+        configure(SDAR, data_parallel_size=2, **options)
+    configure(
+        SDAR,
+        data_parallel_size=4,
+        data_parallel_size_local=2,
+        data_parallel_hybrid_lb=True,
+    )
+
+
 def test_what_we_would_choose_ourselves_is_accepted() -> None:
     """A deployment that spells the defaults out would not start."""
     options = {"logits_processors": [], "logprobs_mode": "raw_logprobs"}

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.checkpoints import derived
 from tests.engines import OneAtATime, tokens_of
 from tests.golden_cases import EOS, MASK
+from tests.reference import adablock_generate
 from tests.reference.llada_generate import CACHES, generate
 from tests.reference.llada_moe import LLaDAMoE, LLaDAMoEConfig
 from tests.specs import EngineSpec
@@ -54,6 +55,11 @@ VARIANTS = {
 """Architecture -> its changes to `CONFIG`."""
 BLOCK = 8
 GEN_LENGTH = 18  # ends inside a block
+ADABLOCK: dict[str, Any] = {
+    "threshold": 0.5,
+    "delimiter_ids": [*range(2, 90)],
+    "delimiter_threshold": 0.1,
+}
 PROMPT_LENGTHS = (1, 7, 8, 33, 70)
 
 
@@ -159,23 +165,32 @@ def test_a_mixed_batch_answers_as_the_reference(
 
     model = reference(architecture)
     prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests()]
-    params = [
-        SamplingParams(
-            temperature=0,
-            max_tokens=GEN_LENGTH,
-            ignore_eos=True,
-            extra_args={
-                "dllm_algorithm": "low_confidence",
-                "dllm_block_length": BLOCK,
-                "dllm_steps": arguments["steps"],
-                "dllm_cache": arguments["cache"],
-            },
-        )
+    fields = [
+        {"algorithm": "low_confidence", "block_length": BLOCK, **arguments}
         for _, arguments in requests()
     ]
     expected = [
         generate(model, prompt, GEN_LENGTH, BLOCK, mask_id=MASK, **arguments)[0]
         for prompt, arguments in requests()
+    ]
+
+    for prompt, arguments in requests()[::4]:
+        own = {**ADABLOCK, "cache": arguments["cache"]}
+        found = adablock_generate.generate(
+            model, prompt, GEN_LENGTH, BLOCK, mask_id=MASK, **own
+        )
+        assert found.blocks != [BLOCK, BLOCK, GEN_LENGTH % BLOCK]
+        fields.append({"algorithm": "adablock", "block_length": BLOCK, **own})
+        prompts.append({"prompt_token_ids": prompt})
+        expected.append(found.tokens)
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=GEN_LENGTH,
+            ignore_eos=True,
+            extra_args={f"dllm_{name}": value for name, value in own.items()},
+        )
+        for own in fields
     ]
 
     folder = checkpoint(tmp_path / "model", architecture)

@@ -177,6 +177,15 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
             and model_config.is_moe
             and current_platform.is_cpu()
         ),
+        # vLLM says so too, but not of a hybrid one with one rank on a node, which it
+        # makes an external one, and then ends without a word.
+        "external load balancing (--data-parallel-hybrid-lb with "
+        "--data-parallel-size-local 1) of a model without experts, whose ranks are "
+        "servers by themselves,": (
+            parallel.data_parallel_size > 1
+            and parallel.data_parallel_external_lb
+            and not model_config.is_moe
+        ),
         "asynchronous scheduling (--async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling is True
         ),
