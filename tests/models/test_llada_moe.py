@@ -56,9 +56,9 @@ VARIANTS = {
 BLOCK = 8
 GEN_LENGTH = 18  # ends inside a block
 ADABLOCK: dict[str, Any] = {
-    "threshold": 0.5,
-    "delimiter_ids": [*range(2, 90)],
-    "delimiter_threshold": 0.1,
+    "threshold": 0.1,
+    "delimiter_ids": [*range(2, 160)],
+    "delimiter_threshold": 0.03,
 }
 PROMPT_LENGTHS = (1, 7, 8, 33, 70)
 

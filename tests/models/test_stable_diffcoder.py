@@ -40,6 +40,7 @@ CONFIG = {
 }
 MASK = 5
 """The authors' default: no file of a checkpoint says so."""
+PAGE = 32
 PROMPT_LENGTHS = (1, 3, 4, 5, 8, 15, 31, 64, 70)
 GEN_LENGTHS = (1, 2, 12, 18, 35)
 """With the prompts, the last block is cut at each of its positions, or whole."""
@@ -161,12 +162,17 @@ def test_a_mixed_batch_answers_as_the_reference(diffcoder: Engine) -> None:
     outputs = engine.ask(cases)
     assert differences(cases, [tokens_of(output) for output in outputs]) == []
     assert too_many_forwards(cases, list(map(engine.forwards, outputs))) == []
-    # From shared pages of the prompts, and after the own ones were lost.
+    # After the own pages were lost, and from those of another.
     again = engine.ask_preempting([(case, {}) for case in cases[::3]], every=3)
     assert differences(cases[::3], [tokens_of(output) for output in again]) == []
     alone = [engine.ask([case])[0] for case in long[::4]]
     assert differences(long[::4], [tokens_of(output) for output in alone]) == []
-    assert any(output.num_cached_tokens for output in alone)
+    engine.ask(long)
+    shared = engine.ask(long)
+    assert differences(long, [tokens_of(output) for output in shared]) == []
+    for case, output in zip(long, shared, strict=True):
+        whole_pages = (len(case.prompt) - 1) // PAGE * PAGE
+        assert output.num_cached_tokens == whole_pages, str(case)
 
 
 @pytest.mark.engine
