@@ -27,7 +27,7 @@ class Server:
     MODEL = "golden"
     START_SECONDS = 240
 
-    def __init__(self, spec: EngineSpec, log: Path) -> None:
+    def __init__(self, spec: EngineSpec, log: Path, waits: bool = True) -> None:
         self.spec = spec
         self.log = log
         port = free_port()
@@ -58,7 +58,7 @@ class Server:
                 start_new_session=True,
             )
         try:
-            if not spec.options.get("headless"):
+            if waits:
                 self.wait_until_healthy()
         except BaseException:
             self.close()
