@@ -53,6 +53,9 @@ PyMethodDef method(const char* name) {
 // One table per source file, ended by an entry without a name.
 extern PyMethodDef runner_kernels[];
 extern PyMethodDef candidate[];
+extern PyMethodDef canvas[];
+extern PyMethodDef choice[];
+extern PyMethodDef spans[];
 extern PyMethodDef int8[];
 
 }  // namespace dllm

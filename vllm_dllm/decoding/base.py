@@ -1,10 +1,13 @@
-"""What a decoding rule is given and what it answers. Torch only, no vLLM."""
+"""What a decoding rule is given and what it answers. Torch and ops only, no vLLM."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 import torch
+
+from vllm_dllm.ops.choice import best as best  # rules take it from here
+from vllm_dllm.ops.choice import quota
 
 
 class Moves(NamedTuple):
@@ -102,12 +105,7 @@ class CanvasStep:
         Returns:
             [n] int64 tensor.
         """
-        steps = self.params["steps"]
-        base = self.length // steps
-        extra = self.step < self.length % steps
-        count = self.masked.sum(dim=1)
-        quota = torch.minimum(base + extra, count)
-        return torch.where(self.step < steps, quota, count)
+        return quota(self.masked, self.length, self.step, self.params["steps"])
 
 
 @dataclass
@@ -217,26 +215,3 @@ class SelectingRule:
 
     def decide(self, canvas: CanvasStep) -> Decision:
         return Decision(self.select(canvas))
-
-
-def best(score: torch.Tensor, among: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The `count[i]` positions of row i with the highest score.
-
-    Ties go to the lower position, on every device.
-
-    Args:
-        score: [n, block] float tensor.
-        among: [n, block] bool tensor: positions that may be chosen.
-        count: [n] int64 tensor, at most the number of `among` in its row.
-
-    Returns:
-        [n, block] bool tensor.
-    """
-    # Below every score, one that overflowed included.
-    score = score.clamp(min=torch.finfo(score.dtype).min)
-    score = score.masked_fill(~among, float("-inf"))
-    order = score.sort(dim=1, descending=True, stable=True).indices
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    return rank < count.unsqueeze(1)

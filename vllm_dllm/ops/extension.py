@@ -6,6 +6,8 @@ import os
 from functools import cache
 from types import ModuleType
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,3 +21,14 @@ def load() -> ModuleType | None:
     except ImportError as error:
         logger.warning("Native CPU kernels unavailable (%s); using torch.", error)
         return None
+
+
+def load_for(tensor: torch.Tensor) -> ModuleType | None:
+    """The same for a tensor's device, which it may not be for."""
+    return load() if tensor.is_cpu else None
+
+
+def addresses(*tensors: torch.Tensor) -> list[int]:
+    """What C++ is given of tensors; unchecked, so types and strides are the caller's
+    to promise."""
+    return [tensor.data_ptr() for tensor in tensors]

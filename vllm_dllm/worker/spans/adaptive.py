@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vllm_dllm.decoding.base import best
+from vllm_dllm.ops.choice import best
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Adaptive, Plan
 from vllm_dllm.worker.memory import BlockTable

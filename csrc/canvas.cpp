@@ -1,0 +1,102 @@
+// The blocks under denoising of a step: out of their slots, decided, and back.
+//
+// `vllm_dllm/ops/canvas.py` holds the contracts and the torch references. Of tables
+// [num_slots, columns] the row stride is given; [n, width] tensors are contiguous.
+
+#include "binding.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace {
+
+void gather_blocks(int64_t num_blocks, int64_t width, int64_t mask_token_id,
+                   const int64_t* tokens_table, int64_t tokens_stride,
+                   const int64_t* decided_table, int64_t decided_stride,
+                   const int64_t* step_table, int64_t step_stride,
+                   const int64_t* post_table, int64_t post_stride,
+                   const int64_t* slots, const int64_t* known, const int64_t* start,
+                   const int64_t* length, const uint8_t* active, int64_t* tokens,
+                   int64_t* decided_at, int64_t* step, int64_t* post_steps,
+                   uint8_t* masked, uint8_t* editable) {
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    const int64_t slot = slots[i];
+    const int64_t first = known[i] - start[i];
+    const int64_t row = i * width;
+    bool has_mask = false;
+    for (int64_t c = 0; c < width; ++c) {
+      const int64_t token = tokens_table[slot * tokens_stride + c];
+      const bool in_canvas = active[i] && c >= first && c < length[i];
+      const bool is_mask = token == mask_token_id;
+      tokens[row + c] = token;
+      decided_at[row + c] = decided_table[slot * decided_stride + c];
+      masked[row + c] = in_canvas && is_mask;
+      editable[row + c] = in_canvas && !is_mask;
+      has_mask |= in_canvas && is_mask;
+    }
+    step[i] = step_table[slot * step_stride];
+    post_steps[i] = post_table[slot * post_stride] + (active[i] && !has_mask);
+  }
+}
+
+void write_tokens(int64_t num_blocks, int64_t width, const uint8_t* where,
+                  const int64_t* candidate, const int64_t* step, int64_t* tokens,
+                  uint8_t* masked, int64_t* decided_at) {
+  for (int64_t i = 0; i < num_blocks * width; ++i) {
+    if (!where[i]) continue;
+    tokens[i] = candidate[i];
+    masked[i] = 0;
+    decided_at[i] = step[i / width];
+  }
+}
+
+void emit_tokens(int64_t num_blocks, int64_t width, const int64_t* tokens,
+                 const uint8_t* masked, const int64_t* known, const int64_t* start,
+                 const int64_t* length, const uint8_t* may_emit, const int64_t* slots,
+                 const int64_t* max_len, int64_t* emitted, int64_t* count,
+                 int64_t* left, uint8_t* finished) {
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    const int64_t first = known[i] - start[i];
+    const int64_t row = i * width;
+    int64_t first_mask = std::find(masked + row, masked + row + width, 1) - masked - row;
+    first_mask = std::min(first_mask, length[i]);
+    const int64_t leave = may_emit[i] ? first_mask - first : 0;
+    for (int64_t c = 0; c < width; ++c) {
+      emitted[row + c] = tokens[row + (first + c) % width];
+    }
+    count[i] = std::min(leave, max_len[slots[i]] - known[i]);
+    left[i] = first + leave;
+    finished[i] = may_emit[i] && first_mask == length[i];
+  }
+}
+
+void store_blocks(int64_t num_blocks, int64_t width, int64_t mask_token_id,
+                  int64_t* tokens_table, int64_t tokens_stride, int64_t* decided_table,
+                  int64_t decided_stride, int64_t* step_table, int64_t step_stride,
+                  int64_t* post_table, int64_t post_stride, const int64_t* slots,
+                  const int64_t* tokens, const int64_t* decided_at,
+                  const uint8_t* masked, const int64_t* step,
+                  const int64_t* post_steps, const uint8_t* taken, const int64_t* left,
+                  const uint8_t* finished) {
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    const int64_t slot = slots[i];
+    const int64_t row = i * width;
+    for (int64_t c = 0; c < width; ++c) {
+      const bool is_mask = masked[row + c] || c < left[i];
+      tokens_table[slot * tokens_stride + c] = is_mask ? mask_token_id : tokens[row + c];
+      decided_table[slot * decided_stride + c] = decided_at[row + c];
+    }
+    step_table[slot * step_stride] = finished[i] ? 0 : step[i] + taken[i];
+    post_table[slot * post_stride] = finished[i] ? 0 : post_steps[i];
+  }
+}
+
+}  // namespace
+
+PyMethodDef dllm::canvas[] = {
+    dllm::method<gather_blocks>("gather_blocks"),
+    dllm::method<write_tokens>("write_tokens"),
+    dllm::method<emit_tokens>("emit_tokens"),
+    dllm::method<store_blocks>("store_blocks"),
+    {nullptr, nullptr, 0, nullptr},
+};

@@ -1,0 +1,55 @@
+// The layout of a step: blocks, token ids and rows of logits of its spans.
+//
+// `vllm_dllm/ops/spans.py` holds the contracts and the torch references.
+
+#include "binding.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace {
+
+void block_of(int64_t num_reqs, const int64_t* slots, const int64_t* known,
+              const int64_t* origins, const int64_t* blocks, const int64_t* ends,
+              int64_t* start, int64_t* length) {
+  for (int64_t i = 0; i < num_reqs; ++i) {
+    const int64_t slot = slots[i];
+    const int64_t block = blocks[slot];
+    const int64_t past = known[i] - origins[slot];
+    const int64_t before = past / block - (past % block < 0);
+    start[i] = origins[slot] + before * block;
+    length[i] = std::min(block, ends[slot] - start[i]);
+  }
+}
+
+void show_known(int64_t num_tokens, int64_t last, const int64_t* owner,
+                const int64_t* position, const int64_t* slots, const int64_t* shown,
+                const int32_t* all_token_ids, int64_t all_token_ids_stride,
+                int64_t* ids) {
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const int64_t i = owner[t];
+    if (position[t] >= shown[i]) continue;
+    const int64_t column = std::min(position[t], last);
+    ids[t] = all_token_ids[slots[i] * all_token_ids_stride + column];
+  }
+}
+
+void logit_rows(int64_t num_rows, int64_t shift, const int64_t* request,
+                const int64_t* position, const int64_t* query_start,
+                const int64_t* start, int64_t* rows) {
+  for (int64_t k = 0; k < num_rows; ++k) {
+    const int64_t i = request[k];
+    const int64_t first = query_start[i];
+    const int64_t row = first - start[i] - shift + position[k];
+    rows[k] = std::min(std::max(row, first), query_start[i + 1] - 1);
+  }
+}
+
+}  // namespace
+
+PyMethodDef dllm::spans[] = {
+    dllm::method<block_of>("block_of"),
+    dllm::method<show_known>("show_known"),
+    dllm::method<logit_rows>("logit_rows"),
+    {nullptr, nullptr, 0, nullptr},
+};
