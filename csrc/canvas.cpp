@@ -50,23 +50,23 @@ void write_tokens(int64_t num_blocks, int64_t width, const uint8_t* where,
   }
 }
 
-void emit_tokens(int64_t num_blocks, int64_t width, const int64_t* tokens,
-                 const uint8_t* masked, const int64_t* known, const int64_t* start,
-                 const int64_t* length, const uint8_t* may_emit, const int64_t* slots,
-                 const int64_t* max_len, int64_t* emitted, int64_t* count,
-                 int64_t* left, uint8_t* finished) {
+// room may be null.
+void leave(int64_t num_blocks, int64_t width, const int64_t* tokens,
+           const uint8_t* masked, const int64_t* first, const int64_t* length,
+           const uint8_t* may_leave, const int64_t* room, int64_t* leaving,
+           int64_t* count, int64_t* left, uint8_t* finished) {
   for (int64_t i = 0; i < num_blocks; ++i) {
-    const int64_t first = known[i] - start[i];
     const int64_t row = i * width;
-    int64_t first_mask = std::find(masked + row, masked + row + width, 1) - masked - row;
-    first_mask = std::min(first_mask, length[i]);
-    const int64_t leave = may_emit[i] ? first_mask - first : 0;
+    const uint8_t* mask = masked + row;
+    const int64_t end = std::find(mask, mask + width, 1) - mask;
+    const int64_t first_mask = std::min(end, length[i]);
+    const int64_t leaves = may_leave[i] ? first_mask - first[i] : 0;
     for (int64_t c = 0; c < width; ++c) {
-      emitted[row + c] = tokens[row + (first + c) % width];
+      leaving[row + c] = tokens[row + (first[i] + c) % width];
     }
-    count[i] = std::min(leave, max_len[slots[i]] - known[i]);
-    left[i] = first + leave;
-    finished[i] = may_emit[i] && first_mask == length[i];
+    count[i] = room ? std::min(leaves, room[i]) : leaves;
+    left[i] = first[i] + leaves;
+    finished[i] = may_leave[i] && first_mask == length[i];
   }
 }
 
@@ -75,8 +75,8 @@ void store_blocks(int64_t num_blocks, int64_t width, int64_t mask_token_id,
                   int64_t decided_stride, int64_t* step_table, int64_t step_stride,
                   int64_t* post_table, int64_t post_stride, const int64_t* slots,
                   const int64_t* tokens, const int64_t* decided_at,
-                  const uint8_t* masked, const int64_t* step,
-                  const int64_t* post_steps, const uint8_t* taken, const int64_t* left,
+                  const int64_t* step, const int64_t* post_steps,
+                  const uint8_t* masked, const uint8_t* taken, const int64_t* left,
                   const uint8_t* finished) {
   for (int64_t i = 0; i < num_blocks; ++i) {
     const int64_t slot = slots[i];
@@ -96,7 +96,7 @@ void store_blocks(int64_t num_blocks, int64_t width, int64_t mask_token_id,
 PyMethodDef dllm::canvas[] = {
     dllm::method<gather_blocks>("gather_blocks"),
     dllm::method<write_tokens>("write_tokens"),
-    dllm::method<emit_tokens>("emit_tokens"),
+    dllm::method<leave>("leave"),
     dllm::method<store_blocks>("store_blocks"),
     {nullptr, nullptr, 0, nullptr},
 };

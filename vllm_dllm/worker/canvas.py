@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from vllm_dllm.ops.canvas import Places, Tables, gather, store
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -91,18 +92,21 @@ class Canvas:
             length = rows.length
             active = active[rows.owner] & (length > 0)
             rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
-        column = torch.arange(width, device=slot.device)
         kept = spans.kept
+        column = torch.arange(width, device=slot.device)
         if rows is not None:
             kept = self._kept_at(slot, rows.place, column)
-        tokens = self._of_columns(self.tokens, slot, width, kept)
-        in_canvas = (
-            active.unsqueeze(1)
-            & (column >= (known - start).unsqueeze(1))
-            & (column < length.unsqueeze(1))
+        blocks = gather(
+            self._tables(),
+            Places(slot, place, kept),
+            known,
+            start,
+            length,
+            active,
+            width,
+            self.mask_token_id,
         )
-        is_mask = tokens == self.mask_token_id
-        masked, editable = in_canvas & is_mask, in_canvas & ~is_mask
+        masked = blocks.masked
         writable, opened = None, None
         if spans.first_row is not None:
             first_row, num_rows = spans.first_row, spans.length
@@ -120,12 +124,11 @@ class Canvas:
         if self.whole_blocks:
             cell = _cells_of_blocks(rows_np, slot.device)
         else:
-            wanted = masked | (editable & revises[slot].unsqueeze(1))
+            wanted = masked | (blocks.editable & revises[slot].unsqueeze(1))
             if writable is not None:
                 wanted &= writable
             request, position = wanted.nonzero(as_tuple=True)
             cell = request, position
-        began_without_mask = active & ~masked.any(dim=1)
         return CanvasBatch(
             spans=spans,
             slot=slot,
@@ -135,18 +138,16 @@ class Canvas:
             start=start,
             length=length,
             active=active,
-            step=self.step.values[slot, place],
-            post_steps=self.post_steps.values[slot, place] + began_without_mask,
-            tokens=tokens,
-            masked=masked,
-            editable=editable,
+            **blocks._asdict(),
             writable=writable,
-            decided_at=self._of_columns(self.decided_at, slot, width, kept),
             cell=cell,
             rows_np=rows_np if self.whole_blocks else None,
             kept=kept,
             buffered=opened,
         )
+
+    def _tables(self) -> Tables:
+        return Tables(*(table.values for table in self.tables))
 
     def _kept_at(
         self, slot: torch.Tensor, place: torch.Tensor, column: torch.Tensor
@@ -157,15 +158,6 @@ class Canvas:
         at = place.unsqueeze(1) * block + column
         return at.masked_fill(column >= block, last)
 
-    @staticmethod
-    def _of_columns(
-        table: BlockTable, slot: torch.Tensor, width: int, kept: torch.Tensor | None
-    ) -> torch.Tensor:
-        """[m, width]: what a table of positions holds of some blocks."""
-        if kept is None:
-            return table.values[slot, :width]
-        return table.values[slot.unsqueeze(1), kept]
-
     def scatter(
         self, batch: CanvasBatch, left: torch.Tensor, finished: torch.Tensor
     ) -> None:
@@ -175,22 +167,13 @@ class Canvas:
             left: [m] int64: the first column that was not handed out.
             finished: [m] bool: every token of the block was.
         """
-        slot, place, width = batch.slot, batch.place, batch.tokens.shape[1]
-        is_mask = batch.masked | (batch.column < left.unsqueeze(1))
-        tokens = batch.tokens.masked_fill(is_mask, self.mask_token_id)
-        for table, values in (
-            (self.tokens, tokens),
-            (self.decided_at, batch.decided_at),
-        ):
-            if batch.kept is None:
-                table.values[slot, :width] = values
-            else:
-                table.values[slot.unsqueeze(1), batch.kept] = values
         taken = batch.active
         if batch.buffered is not None:
             taken = taken & batch.buffered.is_open
-        self.step.values[slot, place] = (batch.step + taken).masked_fill(finished, 0)
-        self.post_steps.values[slot, place] = batch.post_steps.masked_fill(finished, 0)
+        places = Places(batch.slot, batch.place, batch.kept)
+        blocks = Tables(batch.tokens, batch.decided_at, batch.step, batch.post_steps)
+        settled = batch.masked, taken, left, finished
+        store(self._tables(), places, blocks, *settled, self.mask_token_id)
 
 
 def _cells_of_blocks(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from vllm_dllm.ops.canvas import write
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import OpenBlocks
 
@@ -134,10 +135,9 @@ class CanvasBatch:
         return grid
 
     def write(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Put `tokens` where `where` says; both [m, width]."""
-        self.tokens = torch.where(where, tokens, self.tokens)
-        self.masked &= ~where
-        self.decided_at = torch.where(where, self.step.unsqueeze(1), self.decided_at)
+        """Put `tokens` where `where` says, in place; both [m, width]."""
+        blocks = self.step, self.tokens, self.masked, self.decided_at
+        write(where, tokens, *blocks)
 
     def move(self, source: torch.Tensor) -> None:
         """Give each position what another one holds.
@@ -154,12 +154,6 @@ class CanvasBatch:
         self.length = length
         inside = self.column < length.unsqueeze(1)
         self.masked, self.editable = self.masked & inside, self.editable & inside
-
-    def first_mask(self) -> torch.Tensor:
-        """[m] int64: the first column that is still a mask; the block's length if none
-        is."""
-        length = self.length.unsqueeze(1)
-        return torch.where(self.masked, self.column, length).amin(dim=1)
 
     def blocks_of(self, index: int) -> range:
         """Rows of request `index` in [m, width]."""

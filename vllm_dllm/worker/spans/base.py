@@ -12,6 +12,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.ops.spans import block_of, logit_rows, show_known
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Plan
 from vllm_dllm.worker.spans.adaptive import AdaptiveBlocks
@@ -73,11 +74,9 @@ class Layout(ABC):
     def block_of(
         self, slot: torch.Tensor, known: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """First position and length of the block that holds position `known` (as
-        `Grid.start_of` and `Grid.end_of`); all [n] int64."""
-        origin, block = self.origin[slot], self.block[slot]
-        start = origin + (known - origin) // block * block
-        return start, torch.minimum(block, self.end[slot] - start)
+        """First position and length of the block that holds position `known`; all [n]
+        int64."""
+        return block_of(slot, known, self.origin, self.block, self.end)
 
     def lay_out(self, input_batch: InputBatch, known: torch.Tensor) -> SpanBatch:
         """The spans of a batch that the runner has prepared.
@@ -141,11 +140,10 @@ class Layout(ABC):
             blocks: [num_slots, positions] int64, those of each slot.
             all_token_ids: [num_slots, max_len], known tokens of all slots.
         """
-        slot, shown = spans.slot[spans.owner], spans.shown[spans.owner]
-        last = all_token_ids.shape[1] - 1
-        known_ids = all_token_ids[slot, spans.position.clamp(max=last)]
+        slot = spans.slot[spans.owner]
         ids = self.block_ids(spans, slot, blocks)
-        ids = torch.where(spans.position < shown, known_ids, ids)
+        of_tokens = spans.owner, spans.position
+        show_known(ids, *of_tokens, spans.slot, spans.shown, all_token_ids)
         return self.with_given(spans, slot, ids)
 
     def with_given(
@@ -158,8 +156,8 @@ class Layout(ABC):
     def block_ids(
         self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
     ) -> torch.Tensor:
-        """[num_tokens] int64: blocks under denoising, and masks past them; undefined
-        where `spans.shown` tokens are.
+        """[num_tokens] int64: blocks under denoising, and masks past them, a tensor of
+        its own; undefined where `spans.shown` tokens are.
 
         Args:
             slot: [num_tokens] int64; blocks: as in `token_ids`.
@@ -197,6 +195,4 @@ class Layout(ABC):
         Args:
             request, position: [rows] int64: index in the batch, absolute position.
         """
-        first, end = spans.query_start[:-1], spans.query_start[1:]
-        row = (first - spans.start - self.shift)[request] + position
-        return row.clamp(first[request], end[request] - 1)
+        return logit_rows(request, position, spans.query_start, spans.start, self.shift)

@@ -1,0 +1,85 @@
+"""Blocks out of their slots and back: C++ does what torch does."""
+
+import pytest
+import torch
+
+from vllm_dllm.ops import canvas, extension
+from vllm_dllm.ops.canvas import Places, Tables
+
+MASK, SLOTS = 9, 12
+SHAPES = [(1, 1), (1, 4), (3, 5), (8, 32)]
+every = pytest.mark.parametrize(("blocks", "width"), SHAPES)
+
+
+class Step:
+    """Blocks of a random step, those of a slot wider than the widest of them."""
+
+    def __init__(self, blocks: int, width: int, seed: int) -> None:
+        self.draw = torch.Generator().manual_seed(seed)
+        self.shape = blocks, width
+        self.tables = Tables(
+            self.number(6, MASK + 1, SLOTS, width + 3),
+            self.number(0, 9, SLOTS, width + 3),
+            self.number(0, 9, SLOTS, 2),
+            self.number(0, 9, SLOTS, 2),
+        )
+        slot = torch.randperm(SLOTS, generator=self.draw)[:blocks]
+        self.places = Places(slot, 0, None)
+        self.start = self.number(0, 99, blocks)
+        self.length = self.number(1, width + 1, blocks)
+        self.first = (torch.rand(blocks, generator=self.draw) * self.length).long()
+        self.active = self.flag(0.8, blocks)
+
+    def number(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=self.draw)
+
+    def flag(self, share: float, *shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=self.draw) < share
+
+    def taken(self) -> list[torch.Tensor]:
+        """Everything that a step gives and leaves behind."""
+        known = self.start + self.first
+        of_blocks = known, self.start, self.length, self.active
+        found = canvas.gather(self.tables, self.places, *of_blocks, self.shape[1], MASK)
+        kept = [part.clone() for part in found]
+        written = found.masked & self.flag(0.7, *self.shape)
+        candidate = self.number(0, MASK, *self.shape)
+        tokens, decided_at, step, post_steps, masked, _ = found
+        canvas.write(written, candidate, step, tokens, masked, decided_at)
+        answers = []
+        for room in (None, self.number(1, 4, self.shape[0])):
+            leaving = canvas.leave(
+                tokens, masked, self.first, self.length, self.active, room
+            )
+            answers += [leaving.tokens, leaving.count]
+        blocks = Tables(tokens, decided_at, step, post_steps)
+        ends = self.active, leaving.left, leaving.finished
+        canvas.store(self.tables, self.places, blocks, masked, *ends, MASK)
+        return [*kept, *blocks, masked, *answers, *ends, *self.tables]
+
+
+@every
+@pytest.mark.parametrize("seed", range(10))
+def test_a_step_is_the_same_in_every_implementation(
+    blocks: int, width: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block would be decoded otherwise where no compiler was."""
+    native = Step(blocks, width, seed).taken()
+    monkeypatch.setattr(extension, "load", lambda: None)
+    for one, other in zip(native, Step(blocks, width, seed).taken(), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+@every
+def test_slots_of_others_are_left_alone(blocks: int, width: int) -> None:
+    """A request would go on with the tokens of another one's block."""
+    step = Step(blocks, width, seed=0)
+    before = [table.clone() for table in step.tables]
+    step.taken()
+    others = torch.ones(SLOTS, dtype=torch.bool)
+    others[step.places.slot] = False
+    for table, had in zip(step.tables, before, strict=True):
+        assert torch.equal(table[others], had[others])
+    for table, had in zip(step.tables[:2], before[:2], strict=True):
+        assert torch.equal(table[:, width:], had[:, width:])

@@ -1,0 +1,86 @@
+"""The layout of a step: blocks, known tokens and rows of logits of its spans.
+
+On CPU by csrc/, elsewhere and without it in torch. `n` requests.
+"""
+
+import torch
+
+from vllm_dllm.ops.extension import addresses, load_for
+
+
+def block_of(
+    slot: torch.Tensor,
+    known: torch.Tensor,
+    origin: torch.Tensor,
+    block: torch.Tensor,
+    end: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First position and length of the block that holds position `known`, each [n]
+    int64 (as `Grid.start_of` and `Grid.end_of`).
+
+    Args:
+        slot, known: [n] int64.
+        origin, block, end: [num_slots] int64: the grids.
+    """
+    native = load_for(known)
+    if native is None:
+        first, length = origin[slot], block[slot]
+        start = first + (known - first) // length * length
+        return start, torch.minimum(length, end[slot] - start)
+    start, length = torch.empty_like(known), torch.empty_like(known)
+    tensors = slot, known, origin, block, end, start, length
+    native.block_of(len(known), *addresses(*tensors))
+    return start, length
+
+
+def show_known(
+    ids: torch.Tensor,
+    owner: torch.Tensor,
+    position: torch.Tensor,
+    slot: torch.Tensor,
+    shown: torch.Tensor,
+    all_token_ids: torch.Tensor,
+) -> None:
+    """Put known tokens where the model is shown them, in place.
+
+    Args:
+        ids, owner, position: [num_tokens] int64: what is shown otherwise, index of the
+            request in the batch, position in its sequence.
+        slot, shown: [n] int64: slot of a request, how many tokens are shown.
+        all_token_ids: [num_slots, max_len] int32, known tokens of all slots.
+    """
+    native = load_for(ids)
+    last = all_token_ids.shape[1] - 1
+    if native is None:
+        known = all_token_ids[slot[owner], position.clamp(max=last)].long()
+        ids.copy_(torch.where(position < shown[owner], known, ids))
+        return
+    tensors = addresses(owner, position, slot, shown, all_token_ids)
+    stride = all_token_ids.stride(0)
+    native.show_known(len(ids), last, *tensors, stride, ids.data_ptr())
+
+
+def logit_rows(
+    request: torch.Tensor,
+    position: torch.Tensor,
+    query_start: torch.Tensor,
+    start: torch.Tensor,
+    shift: int,
+) -> torch.Tensor:
+    """[rows] int64: the hidden states that predict some positions, of those of their
+    requests.
+
+    Args:
+        request, position: [rows] int64: index in the batch, absolute position.
+        query_start: [n + 1] int64; start: [n] int64: as in `SpanBatch`.
+        shift: how many rows before its own a position is predicted.
+    """
+    native = load_for(position)
+    if native is None:
+        first, end = query_start[:-1], query_start[1:]
+        row = (first - start - shift)[request] + position
+        return row.clamp(first[request], end[request] - 1)
+    rows = torch.empty_like(position)
+    tensors = request, position, query_start, start, rows
+    native.logit_rows(len(rows), shift, *addresses(*tensors))
+    return rows
