@@ -53,7 +53,7 @@ PyMethodDef method(const char* name) {
 // One table per source file, ended by an entry without a name.
 extern PyMethodDef runner_kernels[];
 extern PyMethodDef candidate[];
-extern PyMethodDef canvas[];
+extern PyMethodDef blocks[];
 extern PyMethodDef choice[];
 extern PyMethodDef spans[];
 extern PyMethodDef int8[];

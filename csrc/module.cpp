@@ -11,7 +11,7 @@ PyMODINIT_FUNC PyInit__C() {
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) return nullptr;
   for (PyMethodDef* methods :
-       {dllm::runner_kernels, dllm::candidate, dllm::canvas, dllm::choice, dllm::spans,
+       {dllm::runner_kernels, dllm::candidate, dllm::blocks, dllm::choice, dllm::spans,
         dllm::int8}) {
     if (PyModule_AddFunctions(module, methods) != 0) {
       Py_DECREF(module);

@@ -22,6 +22,20 @@ void block_of(int64_t num_reqs, const int64_t* slots, const int64_t* known,
   }
 }
 
+void tokens_of(int64_t num_reqs, const int32_t* query_start_loc,
+               const int64_t* position, int64_t* query_start, int64_t* length,
+               int64_t* start, int64_t* owner) {
+  query_start[0] = query_start_loc[0];
+  for (int64_t i = 0; i < num_reqs; ++i) {
+    const int64_t begin = query_start_loc[i];
+    const int64_t end = query_start_loc[i + 1];
+    query_start[i + 1] = end;
+    length[i] = end - begin;
+    start[i] = position[begin];
+    std::fill(owner + begin, owner + end, i);
+  }
+}
+
 void show_known(int64_t num_tokens, int64_t last, const int64_t* owner,
                 const int64_t* position, const int64_t* slots, const int64_t* shown,
                 const int32_t* all_token_ids, int64_t all_token_ids_stride,
@@ -49,6 +63,7 @@ void logit_rows(int64_t num_rows, int64_t shift, const int64_t* request,
 
 PyMethodDef dllm::spans[] = {
     dllm::method<block_of>("block_of"),
+    dllm::method<tokens_of>("tokens_of"),
     dllm::method<show_known>("show_known"),
     dllm::method<logit_rows>("logit_rows"),
     {nullptr, nullptr, 0, nullptr},

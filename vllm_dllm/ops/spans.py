@@ -33,6 +33,33 @@ def block_of(
     return start, length
 
 
+def tokens_of(
+    query_start_loc: torch.Tensor, position: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which tokens of a step are of which request.
+
+    Args:
+        query_start_loc: [n + 1] int32: where the tokens of each begin in the batch.
+        position: [num_tokens] int64, those of a request one after the other.
+
+    Returns:
+        `query_start_loc` and the numbers of their tokens, [n + 1] and [n] int64, their
+        first positions, [n] int64, and the request of each token, [num_tokens] int64.
+    """
+    native = load_for(position)
+    if native is None:
+        query_start = query_start_loc.long()
+        length = query_start.diff()
+        owner = torch.repeat_interleave(length, output_size=len(position))
+        return query_start, length, position[query_start[:-1]], owner
+    n = len(query_start_loc) - 1
+    query_start, owner = position.new_empty(n + 1), torch.empty_like(position)
+    length, start = position.new_empty(n), position.new_empty(n)
+    found = query_start, length, start, owner
+    native.tokens_of(n, *addresses(query_start_loc, position, *found))
+    return found
+
+
 def show_known(
     ids: torch.Tensor,
     owner: torch.Tensor,

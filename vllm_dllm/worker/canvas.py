@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dllm.ops.canvas import Places, Tables, gather, store
+from vllm_dllm.ops.blocks import Places, Tables, gather, store
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -66,7 +66,7 @@ class Canvas:
     def gather(
         self,
         spans: SpanBatch,
-        revises: torch.Tensor,
+        revises: torch.Tensor | None,
         buffers: Buffers,
         end: torch.Tensor,
     ) -> CanvasBatch:
@@ -74,7 +74,7 @@ class Canvas:
 
         Args:
             revises: [num_slots] bool: whether the request's rule may change decoded
-                tokens.
+                tokens; None if that of no request of the step may.
             end: [num_slots] int64: end of the request's last block.
         """
         rows, width = spans.rows, spans.width
@@ -124,9 +124,11 @@ class Canvas:
         if self.whole_blocks:
             cell = _cells_of_blocks(rows_np, slot.device)
         else:
-            wanted = masked | (blocks.editable & revises[slot].unsqueeze(1))
+            wanted = masked
+            if revises is not None:
+                wanted = wanted | (blocks.editable & revises[slot].unsqueeze(1))
             if writable is not None:
-                wanted &= writable
+                wanted = wanted & writable
             request, position = wanted.nonzero(as_tuple=True)
             cell = request, position
         return CanvasBatch(

@@ -3,7 +3,7 @@
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dllm.ops.canvas import Leaving, leave
+from vllm_dllm.ops.blocks import Leaving, leave
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 

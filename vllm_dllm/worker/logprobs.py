@@ -111,6 +111,8 @@ class Logprobs:
 
         count: [n] int32: tokens that leave, from the first column of the canvas on.
         """
+        if not self.kept:
+            return None
         slots = batch.spans.slot_np.tolist()
         wanted = [self.kept[slot] for slot in slots if slot in self.kept]
         if not wanted:

@@ -32,6 +32,8 @@ class RuleTables:
         """`threshold` in steps of a busy server."""
         self.algorithm = np.full(num_slots, "", dtype=object)
         self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self.revises_np = np.zeros(num_slots, dtype=bool)
+        """The same on the CPU."""
         self.time = torch.ones(num_slots, 1, device=device)
         """[num_slots, steps] float32: share of the masks that each step of a block
         decides, by rules that want it; grows with the longest grid."""
@@ -48,7 +50,7 @@ class RuleTables:
         own = decoding.parameters.get("threshold", 0)
         self.busy_threshold[slot] = own if busy is None else busy
         self.algorithm[slot] = decoding.algorithm
-        self.revises[slot] = rule.revises
+        self.revises[slot] = self.revises_np[slot] = rule.revises
         if "time" in rule.needs:
             steps = int(decoding.parameters["steps"])
             eps = decoding.parameters.get("eps", 0)

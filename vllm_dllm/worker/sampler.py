@@ -81,9 +81,8 @@ class DenoisingSampler:
             of the batch's cells, then one of the second branch for each of
             `guided_rows`.
         """
-        batch = self.canvas.gather(
-            spans, self.rules.revises, self.buffers, self.layout.end
-        )
+        revises = self.rules.revises if self._may_revise(spans) else None
+        batch = self.canvas.gather(spans, revises, self.buffers, self.layout.end)
         position = batch.position[batch.cell]
         rows = self.layout.logit_rows(spans, batch.request, position)
         if spans.branches is not None:
@@ -128,8 +127,6 @@ class DenoisingSampler:
             if decision.source is not None:
                 self.logprobs.move(batch, decision.source)
         tokens, count = self.apply(decision, batch)
-        names = self.rules.of(batch.spans.slot_np)
-        revises = any(get_rule(name).revises for name in names)
         outcome = Outcome(
             req_ids=input_batch.req_ids,
             batch=batch,
@@ -137,8 +134,8 @@ class DenoisingSampler:
             changed=decision.changed,
             candidate=decision.candidate,
             count=count,
-            revises=revises,
-            opened=self.buffers.opened[batch.spans.slot],
+            revises=self._may_revise(batch.spans),
+            opened=self.buffers.opened,
         )
         self._make_report = partial(self.telling.report, outcome)
         return SamplerOutput(
@@ -148,6 +145,10 @@ class DenoisingSampler:
             num_sampled=count,
             num_rejected=self._rows_back(batch.spans, count),
         )
+
+    def _may_revise(self, spans: SpanBatch) -> bool:
+        """Whether a rule of the batch may replace tokens."""
+        return bool(self.rules.revises_np[spans.slot_np].any())
 
     def decide(
         self, logits: torch.Tensor, batch: CanvasBatch, reach: Reach | None = None

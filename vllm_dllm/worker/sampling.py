@@ -57,8 +57,10 @@ class Sampling:
         self.min_p = torch.zeros(num_slots, device=device)
         self.seed = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.uses = {name: np.zeros(num_slots, dtype=bool) for name in SWITCHES}
-        """On the CPU: the slots that have each of them switched on. One with none takes
-        the most likely token of the model's own logits."""
+        """On the CPU: the slots that have each of them switched on."""
+        self.chooses = np.zeros(num_slots, dtype=bool)
+        """On the CPU: the slots that do not take the most likely token of the model's
+        own logits."""
         self.rules: dict[int, LogitsRules] = {}
 
     def add_request(
@@ -92,6 +94,9 @@ class Sampling:
         }
         for name, is_on in switched_on.items():
             self.uses[name][slot] = is_on
+        # Filters alone change nothing: the most likely token stays.
+        changing = ("temperature", "no_eos", "late_end", "rules")
+        self.chooses[slot] = any(switched_on[name] for name in changing)
 
     def drop(self, slot: int) -> None:
         """Drop what is kept for a request that leaves its slot."""
@@ -124,14 +129,7 @@ class Sampling:
             all_token_ids: [num_slots, max_len], known tokens of all slots.
         """
         found = candidates(logits, mask_token_id, measures=measures)
-        slot_np = batch.spans.slot_np
-        # Filters alone change nothing: the most likely token stays.
-        chosen = np.logical_or.reduce(
-            [
-                self.uses[n][slot_np]
-                for n in ("temperature", "no_eos", "late_end", "rules")
-            ]
-        )
+        chosen = self.chooses[batch.spans.slot_np]
         # A request has no rows in a step that computes only keys for it.
         if not chosen.any() or not len(rows := batch.rows_of(chosen)):
             return found
@@ -261,6 +259,8 @@ class Sampling:
             write: [n, width] bool; changed in place.
             candidate: [n, width] int64; confidence: [n, width] float32.
         """
+        if not self.rules:
+            return
         slot_np = batch.spans.slot_np
         for index in np.flatnonzero(self.uses["rules"][slot_np]).tolist():
             rules = self.rules[slot_np[index]]

@@ -29,8 +29,8 @@ class Outcome:
     revises: bool
     """Whether a rule of the batch may replace tokens."""
     opened: torch.Tensor
-    """[n] int64: end of the last block that was opened; undefined where a request has
-    one block at a time."""
+    """[num_slots] int64: end of the last block that was opened; undefined where a
+    request has one block at a time."""
 
 
 class Telling:
@@ -65,12 +65,15 @@ class Telling:
             report.revised = int((step.write & batch.editable).sum())
         slots = batch.spans.slot_np.tolist()
         if not self.awaited.isdisjoint(slots):
-            opened = zip(step.req_ids, slots, step.opened.tolist(), strict=True)
+            ends = step.opened[batch.spans.slot].tolist()
+            opened = zip(step.req_ids, slots, ends, strict=True)
             report.marks = {r: end for r, slot, end in opened if slot in self.awaited}
         if batch.found_end is not None:
-            ends = zip(step.req_ids, batch.found_end.tolist(), strict=True)
-            report.marks |= {req_id: end for req_id, end in ends if end}
+            found = zip(step.req_ids, batch.found_end.tolist(), strict=True)
+            report.marks |= {req_id: end for req_id, end in found if end}
         told = self.traced | self.watched | self.whole | self.in_runs
+        if told.isdisjoint(slots):
+            return report
         for index, (req_id, slot) in enumerate(zip(step.req_ids, slots, strict=True)):
             if slot not in told:
                 continue

@@ -12,7 +12,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.ops.spans import block_of, logit_rows, show_known
+from vllm_dllm.ops.spans import block_of, logit_rows, show_known, tokens_of
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Plan
 from vllm_dllm.worker.spans.adaptive import AdaptiveBlocks
@@ -86,8 +86,9 @@ class Layout(ABC):
         """
         n, num_tokens = input_batch.num_reqs, input_batch.num_tokens
         slot, slot_np = input_batch.idx_mapping, input_batch.idx_mapping_np
-        query_start = input_batch.query_start_loc[: n + 1].long()
         position = input_batch.positions[:num_tokens]
+        query_start = input_batch.query_start_loc[: n + 1]
+        query_start, length, start, owner = tokens_of(query_start, position)
         decides_np = input_batch.num_draft_tokens_per_req > 0
         block_start, block_length = self.block_of(slot, known)
         block_np = self.block_np[slot_np]
@@ -95,7 +96,8 @@ class Layout(ABC):
             slot=slot,
             slot_np=slot_np,
             query_start=query_start,
-            start=position[query_start[:-1]],
+            length=length,
+            start=start,
             known=known,
             shown=known,
             decides=async_tensor_h2d(decides_np, self.device),
@@ -104,7 +106,7 @@ class Layout(ABC):
             block_length=block_length,
             width=int(block_np.max()),
             rows_np=np.minimum(block_np, input_batch.num_scheduled_tokens[:n]),
-            owner=torch.repeat_interleave(query_start.diff(), output_size=num_tokens),
+            owner=owner,
             position=position,
         )
         return self.complete(spans, input_batch)

@@ -28,6 +28,8 @@ class SpanBatch:
     """[n] int64: the same on the CPU."""
     query_start: torch.Tensor
     """[n + 1] int64: where the tokens of each span begin in the batch."""
+    length: torch.Tensor
+    """Number of tokens forwarded."""
     start: torch.Tensor
     """First position of the span."""
     known: torch.Tensor
@@ -86,11 +88,6 @@ class SpanBatch:
 
     def __len__(self) -> int:
         return len(self.slot)
-
-    @property
-    def length(self) -> torch.Tensor:
-        """Number of tokens forwarded."""
-        return self.query_start.diff()
 
     def attach(self, input_batch: InputBatch) -> None:
         input_batch.dllm_spans = self

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vllm_dllm.ops import canvas, extension
-from vllm_dllm.ops.canvas import Places, Tables
+from vllm_dllm.ops import blocks as op
+from vllm_dllm.ops import extension
+from vllm_dllm.ops.blocks import Places, Tables
 
 MASK, SLOTS = 9, 12
 SHAPES = [(1, 1), (1, 4), (3, 5), (8, 32)]
@@ -40,21 +41,21 @@ class Step:
         """Everything that a step gives and leaves behind."""
         known = self.start + self.first
         of_blocks = known, self.start, self.length, self.active
-        found = canvas.gather(self.tables, self.places, *of_blocks, self.shape[1], MASK)
+        found = op.gather(self.tables, self.places, *of_blocks, self.shape[1], MASK)
         kept = [part.clone() for part in found]
         written = found.masked & self.flag(0.7, *self.shape)
         candidate = self.number(0, MASK, *self.shape)
         tokens, decided_at, step, post_steps, masked, _ = found
-        canvas.write(written, candidate, step, tokens, masked, decided_at)
+        op.write(written, candidate, step, tokens, masked, decided_at)
         answers = []
         for room in (None, self.number(1, 4, self.shape[0])):
-            leaving = canvas.leave(
+            leaving = op.leave(
                 tokens, masked, self.first, self.length, self.active, room
             )
             answers += [leaving.tokens, leaving.count]
         blocks = Tables(tokens, decided_at, step, post_steps)
         ends = self.active, leaving.left, leaving.finished
-        canvas.store(self.tables, self.places, blocks, masked, *ends, MASK)
+        op.store(self.tables, self.places, blocks, masked, *ends, MASK)
         return [*kept, *blocks, masked, *answers, *ends, *self.tables]
 
 

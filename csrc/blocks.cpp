@@ -1,6 +1,6 @@
 // The blocks under denoising of a step: out of their slots, decided, and back.
 //
-// `vllm_dllm/ops/canvas.py` holds the contracts and the torch references. Of tables
+// `vllm_dllm/ops/blocks.py` holds the contracts and the torch references. Of tables
 // [num_slots, columns] the row stride is given; [n, width] tensors are contiguous.
 
 #include "binding.h"
@@ -93,7 +93,7 @@ void store_blocks(int64_t num_blocks, int64_t width, int64_t mask_token_id,
 
 }  // namespace
 
-PyMethodDef dllm::canvas[] = {
+PyMethodDef dllm::blocks[] = {
     dllm::method<gather_blocks>("gather_blocks"),
     dllm::method<write_tokens>("write_tokens"),
     dllm::method<leave>("leave"),
