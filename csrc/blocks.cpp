@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 namespace {
 
@@ -47,6 +48,17 @@ void write_tokens(int64_t num_blocks, int64_t width, const uint8_t* where,
     tokens[i] = candidate[i];
     masked[i] = 0;
     decided_at[i] = step[i / width];
+  }
+}
+
+// Values of 4 or 8 bytes to their cells of a grid of zeros.
+void spread(int64_t num_blocks, int64_t width, int64_t num_rows, int64_t element_size,
+            const int64_t* block, const int64_t* column, const char* values,
+            char* grid) {
+  std::memset(grid, 0, num_blocks * width * element_size);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const int64_t cell = block[row] * width + column[row];
+    std::memcpy(grid + cell * element_size, values + row * element_size, element_size);
   }
 }
 
@@ -97,6 +109,7 @@ PyMethodDef dllm::blocks[] = {
     dllm::method<gather_blocks>("gather_blocks"),
     dllm::method<write_tokens>("write_tokens"),
     dllm::method<leave>("leave"),
+    dllm::method<spread>("spread"),
     dllm::method<store_blocks>("store_blocks"),
     {nullptr, nullptr, 0, nullptr},
 };

@@ -36,6 +36,23 @@ class Progress:
     trajectory: list[int] = field(default_factory=list)
     rest: Rest | None = None
     """Its block after the last step, if it wants to know."""
+    _wanted: tuple[tuple[int, int, int | None], Span] | None = None
+    """The last answer of `wanted`, and what was asked."""
+
+    def attach(self, request: Request) -> None:
+        request.dllm_progress = self
+
+    @staticmethod
+    def of(request: Request) -> "Progress":
+        progress: Progress = request.dllm_progress
+        return progress
+
+    def wanted(self, computed: int, known: int) -> Span:
+        """What the request wants to forward next; asked several times in a step."""
+        asked = computed, known, self.mark
+        if self._wanted is None or self._wanted[0] != asked:
+            self._wanted = asked, self.plan.span(*asked)
+        return self._wanted[1]
 
     @property
     def nfe(self) -> int:
@@ -124,7 +141,7 @@ def annotate(
     """
     drafts, finished = dict(report.drafts), []
     stats, committed, busy = None, 0, 0
-    for req_id, (_, progress) in followed.items():
+    for req_id, (_, progress) in followed.items() if step.is_busy else ():
         if step.spans[req_id].canvas and progress.is_faster_in(step):
             progress.forwards.note_busy()
             busy += 1

@@ -7,7 +7,6 @@ a chunk may end, and where the next span of a request starts.
 
 import time
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -37,7 +36,6 @@ class BlockDiffusionScheduler(Scheduler):
         self.max_model_len = self.regime.end_of_canvas(
             self.config, self.max_request_len
         )
-        self.progress: WeakKeyDictionary[Request, Progress] = WeakKeyDictionary()
         self.unplanned_tokens = 0
         self.is_busy = False
         self.ending = StepPlan({})
@@ -54,22 +52,19 @@ class BlockDiffusionScheduler(Scheduler):
         plan = plan_of(
             decoding, self.config, request.num_prompt_tokens, request.max_tokens
         )
-        progress = self.progress[request] = Progress(plan, decoding)
+        progress = Progress(plan, decoding)
+        progress.attach(request)
         super().add_request(request)
         request.spec_decode_metrics = progress.forwards
-
-    def _whole_span(self, request: Request, computed: int) -> Span:
-        """What the request wants to forward next."""
-        progress = self.progress[request]
-        return progress.plan.span(computed, request.num_tokens, progress.mark)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self.unplanned_tokens = min(
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
         for request in self.running:
-            wanted = self._whole_span(request, request.num_computed_tokens)
-            request.spec_token_ids = [-1] * (wanted.end - request.num_tokens)
+            known = request.num_tokens
+            wanted = Progress.of(request).wanted(request.num_computed_tokens, known)
+            request.spec_token_ids = [-1] * (wanted.end - known)
         most = self.config.busy_requests
         self.is_busy = most is not None and sum(self.get_request_counts()) > most
         started = time.monotonic()
@@ -88,16 +83,16 @@ class BlockDiffusionScheduler(Scheduler):
         if request.num_in_flight_tokens > 0:
             # In a pipeline: what it wants next is known when that step is back.
             return 0
-        plan = self.progress[request].plan
-        wanted = self._whole_span(request, num_computed_tokens)
+        progress, known = Progress.of(request), request.num_tokens
+        plan, wanted = progress.plan, progress.wanted(num_computed_tokens, known)
         budget = num_new_tokens
         is_new = request.status != RequestStatus.RUNNING
-        ends_prefill = num_computed_tokens + num_new_tokens == request.num_tokens
+        ends_prefill = num_computed_tokens + num_new_tokens == known
         if (is_new and ends_prefill) or self.regime.forwards_whole:
             budget = min(wanted.length, self.unplanned_tokens)
         planned = plan.clip(wanted, budget)
         # Read where vLLM shares pages (compat/pages.py).
-        request.dllm_final = plan.next_start(planned, request.num_tokens)
+        request.dllm_final = plan.next_start(planned, known)
         length = planned.length
         self.unplanned_tokens -= length
         if is_new and length == 0:
@@ -120,16 +115,17 @@ class BlockDiffusionScheduler(Scheduler):
         runs: Runs = {}
         for req_id, length in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[req_id]
-            wanted = self._whole_span(request, request.num_computed_tokens)
-            planned = self.progress[request].plan.clip(wanted, length)
+            progress, computed = Progress.of(request), request.num_computed_tokens
+            wanted = progress.wanted(computed, request.num_tokens)
+            planned = progress.plan.clip(wanted, length)
             spans[req_id] = planned
             if planned.canvas:
                 # That there are any tells the worker to decide some.
                 room, run = min(planned.canvas, self.num_spec_tokens), Run()
-                if self.progress[request].decoding.in_runs:
-                    candidates = self.progress[request].candidates
+                if progress.decoding.in_runs:
                     manager = self.structured_output_manager
-                    run = runs[req_id] = run_of(request, candidates, room, manager)
+                    run = run_of(request, progress.candidates, room, manager)
+                    runs[req_id] = run
                 drafts[req_id] = [*run.tokens, *[-1] * (room - len(run.tokens))]
             else:
                 drafts.pop(req_id, None)
@@ -145,7 +141,7 @@ class BlockDiffusionScheduler(Scheduler):
         report = StepReport.of(model_runner_output)
         step = self.ending = StepPlan.of(scheduler_output)
         followed = {
-            req_id: (request, self.progress[request])
+            req_id: (request, Progress.of(request))
             for req_id in step.spans
             if (request := self.requests.get(req_id)) is not None
         }
@@ -198,7 +194,7 @@ class BlockDiffusionScheduler(Scheduler):
         """Set where the next span starts: vLLM counts every emitted token as computed,
         but here emitting and committing are separate events."""
         planned = self.ending.spans[request.request_id]
-        plan = self.progress[request].plan
+        plan = Progress.of(request).plan
         request.num_computed_tokens = plan.next_start(planned, request.num_tokens)
 
     def make_spec_decoding_stats(

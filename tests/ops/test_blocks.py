@@ -47,7 +47,11 @@ class Step:
         candidate = self.number(0, MASK, *self.shape)
         tokens, decided_at, step, post_steps, masked, _ = found
         op.write(written, candidate, step, tokens, masked, decided_at)
-        answers = []
+        cell = written.nonzero(as_tuple=True)
+        answers = [
+            op.spread(values[cell], cell, written.shape)
+            for values in (candidate, candidate.float())
+        ]
         for room in (None, self.number(1, 4, self.shape[0])):
             leaving = op.leave(
                 tokens, masked, self.first, self.length, self.active, room

@@ -123,6 +123,24 @@ def _gather_torch(
     )
 
 
+def spread(
+    rows: torch.Tensor, cell: tuple[torch.Tensor, torch.Tensor], shape: torch.Size
+) -> torch.Tensor:
+    """[rows] of some cells -> a grid of `shape`, [m, width], zeros elsewhere.
+
+    cell: block and column of each, [rows] int64.
+    """
+    native = load_for(rows)
+    if native is None:
+        grid = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
+        grid[cell] = rows
+        return grid
+    grid = rows.new_empty(shape)
+    sizes = *shape, len(rows), rows.element_size()
+    native.spread(*sizes, *addresses(*cell, rows, grid))
+    return grid
+
+
 def write(
     where: torch.Tensor,
     candidate: torch.Tensor,

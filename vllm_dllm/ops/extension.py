@@ -29,6 +29,6 @@ def load_for(tensor: torch.Tensor) -> ModuleType | None:
 
 
 def addresses(*tensors: torch.Tensor) -> list[int]:
-    """What C++ is given of tensors; unchecked, so types and strides are the caller's
-    to promise."""
+    """What C++ is given of contiguous tensors; their types are the caller's promise."""
+    assert all(map(torch.Tensor.is_contiguous, tensors))
     return [tensor.data_ptr() for tensor in tensors]

@@ -93,9 +93,8 @@ class Canvas:
             active = active[rows.owner] & (length > 0)
             rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
         kept = spans.kept
-        column = torch.arange(width, device=slot.device)
         if rows is not None:
-            kept = self._kept_at(slot, rows.place, column)
+            kept = self._kept_at(slot, rows.place, width)
         blocks = gather(
             self._tables(),
             Places(slot, place, kept),
@@ -112,6 +111,7 @@ class Canvas:
             first_row, num_rows = spans.first_row, spans.length
             if rows is not None:
                 first_row, num_rows = first_row[rows.owner], num_rows[rows.owner]
+            column = torch.arange(width, device=slot.device)
             row = column - (first_row - start).unsqueeze(1)
             writable = (row >= 0) & (row < num_rows.unsqueeze(1))
         if rows is not None:
@@ -152,9 +152,10 @@ class Canvas:
         return Tables(*(table.values for table in self.tables))
 
     def _kept_at(
-        self, slot: torch.Tensor, place: torch.Tensor, column: torch.Tensor
+        self, slot: torch.Tensor, place: torch.Tensor, width: int
     ) -> torch.Tensor:
-        """As `CanvasBatch.kept`; slot, place: [m] int64, column: [width] int64."""
+        """As `CanvasBatch.kept`; slot, place: [m] int64."""
+        column = torch.arange(width, device=slot.device)
         block = self.block[slot].unsqueeze(1)
         last = self.tokens.values.shape[1] - 1
         at = place.unsqueeze(1) * block + column

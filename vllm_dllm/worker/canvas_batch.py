@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dllm.ops.blocks import write
+from vllm_dllm.ops.blocks import spread, write
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import OpenBlocks
 
@@ -130,9 +130,7 @@ class CanvasBatch:
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows] of `cell` -> [m, width], zeros elsewhere."""
-        grid = torch.zeros_like(self.tokens, dtype=rows.dtype)
-        grid[self.cell] = rows
-        return grid
+        return spread(rows, self.cell, self.tokens.shape)
 
     def write(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
         """Put `tokens` where `where` says, in place; both [m, width]."""

@@ -85,16 +85,17 @@ def block_causal_rows(
     if (num_tokens <= block).all():
         return rows
     rows_np = -(-num_tokens // block)
-    owner_np = np.arange(num_reqs).repeat(rows_np)
-    # Rows of a request end `block` apart, the last one at the end of the span.
-    after_np = rows_np.cumsum()[owner_np] - np.arange(1, len(owner_np) + 1)
-    last_np = num_tokens - (rows_np - 1) * block
-    query_np = np.where(after_np == 0, last_np[owner_np], block)
-    left_np = np.where(after_np == 0, 0, last_np[owner_np] + (after_np - 1) * block)
-    query_start_np = np.zeros(len(owner_np) + 1, dtype=np.int32)
-    query_start_np[1:] = query_np.cumsum()
-    owner = async_tensor_h2d(owner_np, device)
-    left = async_tensor_h2d(left_np, device)
+    num_rows, end_np = int(rows_np.sum()), num_tokens.cumsum()
+    # Of each row its request, and how far before the end of the span it ends.
+    owner_np, left_np = on_host = np.empty((2, num_rows), dtype=np.int64)
+    owner_np[:] = np.arange(num_reqs).repeat(rows_np)
+    # Rows of a request begin `block` apart, the first one where the span does.
+    order_np = np.arange(num_rows) - (rows_np.cumsum() - rows_np)[owner_np]
+    query_start_np = np.empty(num_rows + 1, dtype=np.int32)
+    query_start_np[:-1] = (end_np - num_tokens)[owner_np] + order_np * block
+    query_start_np[-1] = end_np[-1]
+    np.subtract(end_np[owner_np], query_start_np[1:], out=left_np)
+    owner, left = async_tensor_h2d(on_host, device)
     return AttentionRows(
         query_start=torch.from_numpy(query_start_np),
         query_start_device=async_tensor_h2d(query_start_np, device),

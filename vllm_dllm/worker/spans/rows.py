@@ -82,5 +82,5 @@ def whole_rows(
         query_start_device=input_batch.query_start_loc[: num_reqs + 1],
         seq_lens=seq_lens,
         max_query_len=int(input_batch.num_scheduled_tokens[:num_reqs].max()),
-        max_seq_len=int(input_batch.seq_lens_cpu_upper_bound[:num_reqs].max()),
+        max_seq_len=int(input_batch.seq_lens_cpu_upper_bound.numpy()[:num_reqs].max()),
     )
