@@ -81,7 +81,7 @@ class Canvas:
         place: torch.Tensor | int = 0
         slot, slot_np, known = spans.slot, spans.slot_np, spans.known
         start, length = spans.block_start, spans.block_length
-        active, rows_np = spans.decides, spans.rows_np * spans.decides_np
+        active, rows_np = spans.decides, None
         if rows is not None:
             slot, slot_np, known = (
                 slot[rows.owner],
@@ -91,7 +91,6 @@ class Canvas:
             start, place = rows.start, rows.place
             length = rows.length
             active = active[rows.owner] & (length > 0)
-            rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
         kept = spans.kept
         if rows is not None:
             kept = self._kept_at(slot, rows.place, width)
@@ -122,6 +121,9 @@ class Canvas:
             is_open = opened.is_open.unsqueeze(1)
             writable = is_open if writable is None else is_open & writable
         if self.whole_blocks:
+            rows_np = spans.rows_np * spans.decides_np
+            if rows is not None:
+                rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
             cell = _cells_of_blocks(rows_np, slot.device)
         else:
             wanted = masked
@@ -129,8 +131,8 @@ class Canvas:
                 wanted = wanted | (blocks.editable & revises[slot].unsqueeze(1))
             if writable is not None:
                 wanted = wanted & writable
-            request, position = wanted.nonzero(as_tuple=True)
-            cell = request, position
+            block, column = wanted.nonzero(as_tuple=True)
+            cell = block, column
         return CanvasBatch(
             spans=spans,
             slot=slot,
@@ -143,7 +145,7 @@ class Canvas:
             **blocks._asdict(),
             writable=writable,
             cell=cell,
-            rows_np=rows_np if self.whole_blocks else None,
+            rows_np=rows_np,
             kept=kept,
             buffered=opened,
         )

@@ -83,7 +83,8 @@ class DenoisingSampler:
         """
         revises = self.rules.revises if self._may_revise(spans) else None
         batch = self.canvas.gather(spans, revises, self.buffers, self.layout.end)
-        position = batch.position[batch.cell]
+        block, column = batch.cell
+        position = batch.start[block] + column
         rows = self.layout.logit_rows(spans, batch.request, position)
         if spans.branches is not None:
             guided = batch.guided_rows()
