@@ -27,8 +27,9 @@ void quota(int64_t num_rows, int64_t width, const uint8_t* masked,
   }
 }
 
-void best(int64_t num_rows, int64_t width, const float* scores, const uint8_t* among,
-          const int64_t* count, uint8_t* chosen) {
+// above may be null.
+void best(int64_t num_rows, int64_t width, const float* above, const float* scores,
+          const uint8_t* among, const int64_t* count, uint8_t* chosen) {
   std::vector<int64_t> order(width);
   for (int64_t i = 0; i < num_rows; ++i) {
     const float* score = scores + i * width;
@@ -36,10 +37,13 @@ void best(int64_t num_rows, int64_t width, const float* scores, const uint8_t* a
     uint8_t* row = chosen + i * width;
     std::fill(row, row + width, 0);
     int64_t total = 0;
+    int64_t higher = 0;
     for (int64_t c = 0; c < width; ++c) {
-      if (may[c]) order[total++] = c;
+      if (!may[c]) continue;
+      order[total++] = c;
+      higher += above && score[c] > above[i];
     }
-    const int64_t wanted = std::clamp<int64_t>(count[i], 0, total);
+    const int64_t wanted = std::clamp<int64_t>(std::max(count[i], higher), 0, total);
     // As torch sorts: not-a-number is above all, and equals keep their order.
     std::partial_sort(order.begin(), order.begin() + wanted, order.begin() + total,
                       [score](int64_t a, int64_t b) {

@@ -23,15 +23,15 @@ void block_of(int64_t num_reqs, const int64_t* slots, const int64_t* known,
 }
 
 void tokens_of(int64_t num_reqs, const int32_t* query_start_loc,
-               const int64_t* position, int64_t* query_start, int64_t* length,
-               int64_t* start, int64_t* owner) {
+               const int64_t* position, int64_t* query_start, int64_t* starts,
+               int64_t* ends, int64_t* owner) {
   query_start[0] = query_start_loc[0];
   for (int64_t i = 0; i < num_reqs; ++i) {
     const int64_t begin = query_start_loc[i];
     const int64_t end = query_start_loc[i + 1];
     query_start[i + 1] = end;
-    length[i] = end - begin;
-    start[i] = position[begin];
+    starts[i] = position[begin];
+    ends[i] = position[begin] + end - begin;
     std::fill(owner + begin, owner + end, i);
   }
 }

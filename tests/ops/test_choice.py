@@ -34,11 +34,17 @@ def test_the_best_are_those_of_a_sort(rows: int, block: int, seed: int) -> None:
     for choose in (best, best_torch):
         chosen = choose(score, among, count)
         assert [set(row.nonzero().squeeze(1).tolist()) for row in chosen] == expected
+    above = torch.rand(rows, generator=draw)
+    chosen = best(score, among, count, above)
+    assert torch.equal(chosen, best_torch(score, among, count, above))
+    higher = among & (score > above.unsqueeze(1))
+    assert not (higher & ~chosen).any()
+    assert torch.equal(chosen.sum(dim=1), higher.sum(dim=1).maximum(count))
 
 
 @every_best
 def test_what_is_no_number_goes_first(
-    choose: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    choose: Callable[..., torch.Tensor],
 ) -> None:
     """A broken logit would be decoded at another time on another device."""
     score = torch.tensor([[0.5, torch.nan, torch.inf, torch.nan]])
@@ -50,7 +56,7 @@ def test_what_is_no_number_goes_first(
 
 @every_best
 def test_a_view_is_chosen_from_as_its_copy_is(
-    choose: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    choose: Callable[..., torch.Tensor],
 ) -> None:
     """C++ reads rows one after the other; those of a slice are further apart."""
     score, among = torch.rand(5, 8)[:, ::2], (torch.rand(8, 5) < 0.5).T[:, 1:5]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vllm_dllm.ops import extension
-from vllm_dllm.ops.spans import block_of, logit_rows, show_known
+from vllm_dllm.ops.spans import block_of, logit_rows, show_known, tokens_of
 from vllm_dllm.span import Grid
 
 SLOTS, MAX_LEN = 9, 50
@@ -19,10 +19,14 @@ def laid_out(seed: int, requests: int) -> list[torch.Tensor]:
 
     slot = torch.randperm(SLOTS, generator=draw)[:requests]
     lengths = number(1, 20, requests)
-    query_start = torch.cat([torch.zeros(1).long(), lengths.cumsum(0)])
-    start, shown = number(0, MAX_LEN, requests), number(0, MAX_LEN, requests)
-    owner = torch.repeat_interleave(lengths)
-    position = start[owner] + torch.arange(len(owner)) - query_start[owner]
+    query_start_loc = torch.cat([torch.zeros(1).long(), lengths.cumsum(0)])
+    starts, shown = number(0, MAX_LEN, requests).tolist(), number(0, MAX_LEN, requests)
+    spans = zip(starts, lengths.tolist(), strict=True)
+    position = torch.cat([torch.arange(s, s + length) for s, length in spans])
+    found = tokens_of(query_start_loc.int(), position)
+    query_start, start, end, owner = found
+    assert start.tolist() == starts
+    assert (end - start).tolist() == lengths.tolist()
     ids = number(0, 99, len(owner))
     all_token_ids = number(100, 200, SLOTS, MAX_LEN).int()
     show_known(ids, owner, position, slot, shown, all_token_ids)
@@ -31,7 +35,7 @@ def laid_out(seed: int, requests: int) -> list[torch.Tensor]:
         logit_rows(wanted, number(0, 80, 30), query_start, start, shift)
         for shift in (0, 1)
     ]
-    return [ids, *rows]
+    return [*found, ids, *rows]
 
 
 @pytest.mark.parametrize("requests", [1, 2, SLOTS])

@@ -16,9 +16,7 @@ class Threshold(SelectingRule):
     parameters: ClassVar[frozenset[str]] = frozenset({"threshold", "steps"})
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
-        threshold = canvas.params["threshold"].unsqueeze(1)
-        above = canvas.masked & (canvas.confidence > threshold)
         # The positions above the threshold are the surest ones, so the larger of the
-        # two sets holds the smaller, and its size says which one it is.
-        count = torch.maximum(above.sum(dim=1), canvas.quota())
-        return best(canvas.confidence, canvas.masked, count)
+        # two sets holds the smaller.
+        above = canvas.params["threshold"]
+        return best(canvas.confidence, canvas.masked, canvas.quota(), above)

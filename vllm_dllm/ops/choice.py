@@ -41,8 +41,14 @@ def quota_torch(
     return torch.where(step < steps, torch.minimum(share, count), count)
 
 
-def best(score: torch.Tensor, among: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The `count[i]` positions of row i with the highest score.
+def best(
+    score: torch.Tensor,
+    among: torch.Tensor,
+    count: torch.Tensor,
+    above: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The `count[i]` positions of row i with the highest score, or more: as many as
+    score higher than `above[i]`.
 
     Ties go to the lower position, on every device.
 
@@ -50,6 +56,7 @@ def best(score: torch.Tensor, among: torch.Tensor, count: torch.Tensor) -> torch
         score: [n, block] float tensor.
         among: [n, block] bool tensor: positions that may be chosen.
         count: [n] int64 tensor, at most the number of `among` in its row.
+        above: [n] float32 tensor; None: no more than that.
 
     Returns:
         [n, block] bool tensor.
@@ -57,16 +64,23 @@ def best(score: torch.Tensor, among: torch.Tensor, count: torch.Tensor) -> torch
     native = load_for(score)
     is_plain = score.is_contiguous() and among.is_contiguous()
     if native is None or score.dtype is not torch.float32 or not is_plain:
-        return best_torch(score, among, count)
+        return best_torch(score, among, count, above)
     chosen = torch.empty_like(among)
-    native.best(*score.shape, *addresses(score, among, count, chosen))
+    least = 0 if above is None else above.data_ptr()
+    native.best(*score.shape, least, *addresses(score, among, count, chosen))
     return chosen
 
 
 def best_torch(
-    score: torch.Tensor, among: torch.Tensor, count: torch.Tensor
+    score: torch.Tensor,
+    among: torch.Tensor,
+    count: torch.Tensor,
+    above: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`best` in torch operations."""
+    if above is not None:
+        higher = among & (score > above.unsqueeze(1))
+        count = torch.maximum(higher.sum(dim=1), count)
     # Below every score, one that overflowed included.
     score = score.clamp(min=torch.finfo(score.dtype).min)
     score = score.masked_fill(~among, float("-inf"))

@@ -43,19 +43,20 @@ def tokens_of(
         position: [num_tokens] int64, those of a request one after the other.
 
     Returns:
-        `query_start_loc` and the numbers of their tokens, [n + 1] and [n] int64, their
-        first positions, [n] int64, and the request of each token, [num_tokens] int64.
+        `query_start_loc`, [n + 1] int64; first position of each request and one past
+        its last, [n] int64; and the request of each token, [num_tokens] int64.
     """
     native = load_for(position)
     if native is None:
         query_start = query_start_loc.long()
         length = query_start.diff()
         owner = torch.repeat_interleave(length, output_size=len(position))
-        return query_start, length, position[query_start[:-1]], owner
+        start = position[query_start[:-1]]
+        return query_start, start, start + length, owner
     n = len(query_start_loc) - 1
     query_start, owner = position.new_empty(n + 1), torch.empty_like(position)
-    length, start = position.new_empty(n), position.new_empty(n)
-    found = query_start, length, start, owner
+    start, end = position.new_empty(n), position.new_empty(n)
+    found = query_start, start, end, owner
     native.tokens_of(n, *addresses(query_start_loc, position, *found))
     return found
 

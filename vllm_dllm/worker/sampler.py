@@ -385,4 +385,4 @@ class DenoisingSampler:
         next_start = self.layout.next_start(spans, spans.known + count)
         if spans.rows is not None:
             self.buffers.advance(spans.slot, next_start)
-        return (spans.start + spans.length - next_start).int()
+        return (spans.end - next_start).int()

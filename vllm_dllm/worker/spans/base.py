@@ -88,7 +88,7 @@ class Layout(ABC):
         slot, slot_np = input_batch.idx_mapping, input_batch.idx_mapping_np
         position = input_batch.positions[:num_tokens]
         query_start = input_batch.query_start_loc[: n + 1]
-        query_start, length, start, owner = tokens_of(query_start, position)
+        query_start, start, end, owner = tokens_of(query_start, position)
         decides_np = input_batch.num_draft_tokens_per_req > 0
         block_start, block_length = self.block_of(slot, known)
         block_np = self.block_np[slot_np]
@@ -96,8 +96,8 @@ class Layout(ABC):
             slot=slot,
             slot_np=slot_np,
             query_start=query_start,
-            length=length,
             start=start,
+            end=end,
             known=known,
             shown=known,
             decides=async_tensor_h2d(decides_np, self.device),

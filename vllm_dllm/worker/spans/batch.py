@@ -28,10 +28,10 @@ class SpanBatch:
     """[n] int64: the same on the CPU."""
     query_start: torch.Tensor
     """[n + 1] int64: where the tokens of each span begin in the batch."""
-    length: torch.Tensor
-    """Number of tokens forwarded."""
     start: torch.Tensor
     """First position of the span."""
+    end: torch.Tensor
+    """One past its last position."""
     known: torch.Tensor
     """Number of known tokens."""
     shown: torch.Tensor
@@ -88,6 +88,11 @@ class SpanBatch:
 
     def __len__(self) -> int:
         return len(self.slot)
+
+    @property
+    def length(self) -> torch.Tensor:
+        """Number of tokens forwarded."""
+        return self.end - self.start
 
     def attach(self, input_batch: InputBatch) -> None:
         input_batch.dllm_spans = self

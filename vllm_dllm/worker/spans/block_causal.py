@@ -67,8 +67,8 @@ class BlockCausalLayout(Layout):
 
     def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
         # Blocks of nothing but known tokens have become final.
-        end = spans.start + spans.length
-        return self.block_of(spans.slot, torch.minimum(end, spans.known))[0]
+        final = torch.minimum(spans.end, spans.known)
+        return self.block_of(spans.slot, final)[0]
 
 
 def block_causal_rows(

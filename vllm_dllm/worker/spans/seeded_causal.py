@@ -63,8 +63,7 @@ class SeededCausalLayout(Layout):
         return mixed_rows(input_batch, causal_np, rows.max_seq_len)
 
     def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
-        end = spans.start + spans.length
-        return torch.where(end <= spans.known, end, spans.start)
+        return torch.where(spans.end <= spans.known, spans.end, spans.start)
 
 
 def mixed_rows(

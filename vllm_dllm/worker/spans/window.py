@@ -72,7 +72,7 @@ class WindowLayout(Layout):
 
     def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
         # Every token that was known before the step has final keys now.
-        return torch.minimum(spans.start + spans.length, spans.known)
+        return torch.minimum(spans.end, spans.known)
 
     def logit_rows(
         self, spans: SpanBatch, request: torch.Tensor, position: torch.Tensor
