@@ -1,19 +1,20 @@
 """The engines of the tests, and the one that is alive in this process.
 
-A start takes 5 to 20 seconds, so tests name an engine (`@uses("sdar16")`) and share
-it; conftest.py orders them so that each engine is started once.
+A start takes seconds, so tests name an engine (`@uses("sdar16")`) and share it;
+conftest.py orders them so that each engine is started once.
 """
 
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.forked import forked_engines
 from tests.golden_cases import GOLDEN, Case
 from tests.in_process import in_this_process
 from tests.servers import Server
@@ -53,11 +54,12 @@ class Engine:
             if self.in_process:
                 undo.enter_context(in_this_process())
                 options["distributed_executor_backend"] = "uni"
-            self.llm = LLM(
-                str(GOLDEN / spec.checkpoint),
-                additional_config={"dllm": spec.choices},
-                **options,
-            )
+            with nullcontext() if spec.spawned else forked_engines():
+                self.llm = LLM(
+                    str(GOLDEN / spec.checkpoint),
+                    additional_config={"dllm": spec.choices},
+                    **options,
+                )
             undo.callback(self.llm.llm_engine.engine_core.shutdown)
             self.llm.collective_rpc(count_forwards)
             self.undo = undo.pop_all()

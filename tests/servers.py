@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
+from tests.forked import forked_command
 from tests.golden_cases import GOLDEN
-from tests.specs import EngineSpec
+from tests.specs import PAGES, EngineSpec
 
 
 def free_port() -> int:
@@ -38,6 +40,7 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", port]
         command += ["--served-model-name", self.MODEL, "--dtype", "float32"]
         command += ["--max-model-len", 1024, "--max-num-seqs", 16, "--enforce-eager"]
+        command += ["--num-gpu-blocks-override", PAGES]
         for name, value in spec.options.items():
             value = json.dumps(value) if isinstance(value, dict) else value
             values = value if isinstance(value, list) else [value]
@@ -49,14 +52,8 @@ class Server:
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
         }
         environment |= {"VLLM_PLUGINS": "dllm"} if spec.routes else {}
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                [str(word) for word in command],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | environment,
-                start_new_session=True,
-            )
+        start = spawned_command if spec.spawned else forked_command
+        self.process = start([str(word) for word in command], environment, log)
         try:
             if waits:
                 self.wait_until_healthy()
@@ -109,3 +106,17 @@ class Server:
                 self.process.wait(seconds)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
+
+
+def spawned_command(
+    command: Sequence[str], environment: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """A command in a session of its own, its output to `log`."""
+    with log.open("w") as output:
+        return subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )

@@ -26,6 +26,8 @@ class EngineSpec:
     """Whether a server has ours too, as with VLLM_PLUGINS=dllm."""
     on_demand: bool = False
     """Whether it is started with `--on-demand` alone: it computes what others do."""
+    spawned: bool = False
+    """Whether its processes are a user's, which import vLLM; else tests/forked.py."""
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -45,6 +47,8 @@ class EngineSpec:
         return str(CORE) if self.ranks == 1 else "|".join("01" * (self.ranks // 2))
 
 
+PAGES = 4096
+"""More than the requests of any test fill. Making a GiB of them takes seconds."""
 COMMON = {
     "dtype": "float32",
     "max_model_len": 1024,
@@ -52,6 +56,7 @@ COMMON = {
     "enforce_eager": True,
     "disable_log_stats": False,
     "max_logprobs": 256,
+    "num_gpu_blocks_override": PAGES,
 }
 TIGHT_MODEL_LEN = 203
 """Ends inside a block of 16."""
@@ -177,7 +182,7 @@ OFFLINE = {
         },
     ),
     "llada-tp2": EngineSpec("llada-pub0", options={**LORA, **TWO_RANKS}),
-    "dream-tp2": EngineSpec("dream-pub0", options=TWO_RANKS),
+    "dream-tp2": EngineSpec("dream-pub0", options=TWO_RANKS, spawned=True),
     "wedlm-tp2": EngineSpec("wedlm-pub0", options=TWO_RANKS),
     "adablock-llada-tp2": EngineSpec(
         "adablock-llada-pub0", options=TWO_RANKS, on_demand=True
@@ -208,6 +213,7 @@ SERVERS = {
         16,
         {"data_parallel_size": 2, "api_server_count": 2},
         routes=True,
+        spawned=True,
     ),
     "editing32": EngineSpec("llada21-pub0", 32),
     "moving32": EngineSpec("llada22-pub0", 32),
@@ -225,6 +231,10 @@ SERVERS = {
     "adablock-dream": EngineSpec("adablock-dream-pub0", on_demand=True),
     # The page, the examples and the docs are about this one.
     "tiny-llada2": EngineSpec(
-        str(MODELS / "tiny-llada2"), 32, {"max_model_len": 2048}, routes=True
+        str(MODELS / "tiny-llada2"),
+        32,
+        {"max_model_len": 2048},
+        routes=True,
+        spawned=True,
     ),
 }

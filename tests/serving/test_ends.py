@@ -33,7 +33,8 @@ ANSWER = {
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server of the test's own, which it may kill."""
-    server = Server(replace(SERVERS["sdar16"], routes=True), tmp_path / "server.log")
+    spec = replace(SERVERS["sdar16"], routes=True, spawned=True)
+    server = Server(spec, tmp_path / "server.log")
     yield server
     server.close()
 
