@@ -6,6 +6,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
+import tests.imported  # noqa: F401
 from tests.golden_cases import GOLDEN
 from vllm_dllm.config import DllmConfig
 

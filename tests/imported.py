@@ -1,12 +1,14 @@
 """What every process of vLLM imports, and what our plugin adds to it.
 
-Imported by the process that tests/forked.py forks. Nothing here may start a thread.
+Imported by the process that tests/forked.py forks, and by tests that make engines or
+their configurations. Nothing here may start a thread.
 """
 
 import gc
 import importlib
 
 import setproctitle
+from vllm.model_executor.models import registry
 from vllm.plugins import load_general_plugins
 
 for name in (
@@ -19,6 +21,8 @@ for name in (
 ):
     importlib.import_module(name)
 load_general_plugins()
+# vLLM looks at each class of model in a process of its own, lest CUDA be started here.
+registry._run_in_subprocess = lambda look: look()
 setproctitle.getproctitle()  # finds the place of the title, which moves
 # The collector of a fork need not look at any of it.
 gc.collect()

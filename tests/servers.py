@@ -70,7 +70,7 @@ class Server:
                 with urlopen(f"{self.url}/health"):
                     return
             except OSError:
-                time.sleep(0.5)
+                time.sleep(0.1)
         raise RuntimeError(f"vllm serve does not answer:\n{self.log_tail()}")
 
     def log_tail(self) -> str:
@@ -91,11 +91,11 @@ class Server:
     def held(self) -> dict[str, float]:
         """What it holds for requests, with half a minute to let go of it."""
         gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-        for _ in range(60):
-            held = {name: value for name in gauges if (value := self.metric(name))}
-            if not held:
+        deadline = time.monotonic() + 30
+        while held := {name: value for name in gauges if (value := self.metric(name))}:
+            if time.monotonic() > deadline:
                 break
-            time.sleep(0.5)
+            time.sleep(0.1)
         return held
 
     def close(self) -> None:

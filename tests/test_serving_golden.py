@@ -59,10 +59,13 @@ async def answer(client: AsyncOpenAI, case: Case) -> list[int]:
 async def pieces(
     client: AsyncOpenAI, case: Case, stop_after: int | None = None
 ) -> list[tuple[list[int], str]]:
-    """Token ids and text of each piece of a stream, closed after `stop_after`."""
+    """Token ids and text of each piece of a stream, closed after `stop_after`: of
+    none, as soon as it begins."""
     got: list[tuple[list[int], str]] = []
     stream = await client.completions.create(**request_of(case), stream=True)
     async with stream:
+        if stop_after == 0:
+            return got
         async for chunk in stream:
             for choice in chunk.choices:
                 if choice.token_ids or choice.text:
@@ -362,23 +365,24 @@ async def test_aborted_streams_leave_nothing_behind(
 ) -> None:
     """Slots and pages of readers who left would be missing for those who stay."""
     cases = (cases_of(server) * 4)[: 3 * (CLIENTS + 2)]
-    left = 0
+    numbers, left = range(len(cases)), 0
     # A late client finds its request finished: more leave midway than there are slots.
     while left <= CLIENTS:
         finished = server.metric("request_success_total")
         work = [
-            streamed_answer(client, case)
+            streamed_answer(client, cases[number])
             if number % 3
-            else pieces(client, long_and_slow(case), stop_after=1 + number % 4)
-            for number, case in enumerate(cases)
+            else pieces(client, long_and_slow(cases[number]), number // 3 % 4)
+            for number in numbers
         ]
-        results = await by_clients(work)
-        stayed = [i for i in range(len(cases)) if i % 3]
+        results = dict(zip(numbers, await by_clients(work), strict=True))
+        stayed = [number for number in numbers if number % 3]
         wrong = differences([cases[i] for i in stayed], [results[i] for i in stayed])
         assert wrong == []
         assert not server.held()
         finished = server.metric("request_success_total") - finished
-        left += len(cases) - int(finished)
+        left += len(numbers) - int(finished)
+        numbers = range(0, len(cases), 3)
 
     answers = await by_clients([answer(client, case) for case in cases[:CLIENTS]])
     assert differences(cases[:CLIENTS], answers) == []
