@@ -4,6 +4,7 @@ Imported by the process that tests/forked.py forks, and by tests that make engin
 their configurations. Nothing here may start a thread.
 """
 
+import atexit
 import gc
 import importlib
 
@@ -12,9 +13,7 @@ from vllm.model_executor.models import registry
 from vllm.plugins import load_general_plugins
 
 for name in (
-    "vllm.entrypoints.cli.main",
     "vllm.entrypoints.cli.serve",
-    "vllm.entrypoints.openai.api_server",
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
@@ -27,3 +26,4 @@ setproctitle.getproctitle()  # finds the place of the title, which moves
 # The collector of a fork need not look at any of it.
 gc.collect()
 gc.freeze()
+atexit.register(gc.unfreeze)  # libraries complain of what is never collected
