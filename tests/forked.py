@@ -43,6 +43,10 @@ class Forked(context.ForkServerProcess):
     def poll(self) -> int | None:
         return self.exitcode
 
+    def send_signal(self, number: int) -> None:
+        assert self.pid is not None
+        os.kill(self.pid, number)
+
     def wait(self, seconds: float | None = None) -> int:
         self.join(seconds)
         if self.exitcode is None:
