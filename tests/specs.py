@@ -184,6 +184,10 @@ OFFLINE = {
     "llada-tp2": EngineSpec("llada-pub0", options={**LORA, **TWO_RANKS}),
     "dream-tp2": EngineSpec("dream-pub0", options=TWO_RANKS, spawned=True),
     "wedlm-tp2": EngineSpec("wedlm-pub0", options=TWO_RANKS),
+    "moving32-small-steps": EngineSpec(
+        "llada22-pub0", 32, {"max_num_batched_tokens": 64}, on_demand=True
+    ),
+    "moving32-tp2": EngineSpec("llada22-pub0", 32, TWO_RANKS, on_demand=True),
     "adablock-llada-tp2": EngineSpec(
         "adablock-llada-pub0", options=TWO_RANKS, on_demand=True
     ),
@@ -217,6 +221,7 @@ SERVERS = {
     ),
     "editing32": EngineSpec("llada21-pub0", 32),
     "moving32": EngineSpec("llada22-pub0", 32),
+    "moving8": EngineSpec("llada22-pub1", 8, on_demand=True),
     "llada": EngineSpec(
         "llada-pub0", options={"max_num_batched_tokens": SERVER_BUDGET}, routes=True
     ),

@@ -78,7 +78,7 @@ def test_mask_ids_in_a_prompt_are_tokens_like_others(engine: Engine) -> None:
 
 @uses(
     *("sdar16-tight", "fastdllm2-tight"),
-    *("llada32-small-steps", "moving8-small-steps"),
+    *("llada32-small-steps", "moving8-small-steps", "moving32-small-steps"),
 )
 def test_golden_tokens_with_64_tokens_in_a_step(engine: Engine) -> None:
     """Prompts come in chunks, and canvases do not all fit into one step."""
@@ -93,7 +93,7 @@ def test_golden_tokens_with_64_tokens_in_a_step(engine: Engine) -> None:
 # Prefix cache
 
 
-@uses(*ALL)
+@uses(*ALL, "moving32")
 def test_golden_tokens_from_cached_prompts(engine: Engine) -> None:
     """A page that was shared before its KV was final answers with other tokens."""
     cases = [case for case in cases_of(engine) if len(case.prompt) > PAGE]
@@ -152,7 +152,7 @@ def test_golden_tokens_after_preemption(engine: Engine) -> None:
     assert differences(cases, [tokens_of(o) for o in outputs]) == []
 
 
-@uses("fastdllm2", "moving8")
+@uses("fastdllm2", "moving8", "moving32")
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_golden_tokens_when_all_are_preempted_again_and_again(
     engine: Engine, every: int

@@ -17,7 +17,10 @@ from tests.specs import SERVER_BUDGET
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
-ON_DEMAND = ("fastdllm2", "nemotron", "diffullama", "adablock-llada", "adablock-dream")
+ON_DEMAND = (
+    *("fastdllm2", "nemotron", "moving8"),
+    *("diffullama", "adablock-llada", "adablock-dream"),
+)
 ALL = ("sdar16", "editing32", "moving32", *FULL_ATTENTION, "wedlm", *ON_DEMAND)
 CLIENTS = 16
 

@@ -18,6 +18,7 @@ TWO_RANKS = (
     "nemotron",
     "llada32",
     "moving8",
+    "moving32",
     "llada",
     "dream",
     "wedlm",

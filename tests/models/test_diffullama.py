@@ -16,6 +16,7 @@ from tests.golden_cases import (
     MASK,
     Case,
     differences,
+    golden_cases,
     recorded_cases,
     reference_model,
 )
@@ -107,6 +108,17 @@ def test_drawn_orders_answer_as_the_reference(engine: Engine) -> None:
     assert any(len(reveals) > 1 and [] in reveals for reveals in map(of, cases))
     together = engine.ask([replace(c, reveals=None) for c in cases], seed=7)
     assert differences(cases, [tokens_of(output) for output in together]) == []
+
+
+@uses("diffullama")
+@pytest.mark.parametrize("every", [2, 3])
+def test_golden_tokens_when_all_are_preempted_again_and_again(
+    engine: Engine, every: int
+) -> None:
+    """Rows are those of the positions after them: one too few begins a block anew."""
+    cases = golden_cases(NAME)
+    outputs = engine.ask_preempting([(case, {}) for case in cases], every)
+    assert differences(cases, [tokens_of(output) for output in outputs]) == []
 
 
 def of(case: Case) -> list[list[int]]:
