@@ -47,6 +47,19 @@ def forwarded(engine: Engine, step: Any) -> Any:
 
 
 @uses("sdar16")
+def test_no_worker_is_asked_for_its_canvas(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step would wait for one more answer, which nobody reads."""
+    asked: list[None] = []
+    executor = core_of(engine).model_executor
+    monkeypatch.setattr(executor, "take_draft_token_ids", lambda: asked.append(None))
+    case = golden_cases("sdar-pub1", 16)[0]
+    assert len(engine.answers([case])[0]) > 0
+    assert not asked
+
+
+@uses("sdar16")
 def test_a_step_is_read_with_its_own_spans(engine: Engine) -> None:
     """With two steps on their way the older one would be read as the newer."""
     cases = golden_cases("sdar-pub1", 16)[:2]

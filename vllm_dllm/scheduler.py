@@ -11,7 +11,7 @@ from typing import Any
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
@@ -240,7 +240,3 @@ class BlockDiffusionScheduler(Scheduler):
         )
         of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
         of_client.outputs.append(output)
-
-    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        # The canvas stays on the worker; its length follows from the known tokens.
-        pass

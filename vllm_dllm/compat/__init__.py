@@ -16,6 +16,7 @@ from vllm_dllm.compat.configs import (
     register_configs,
 )
 from vllm_dllm.compat.defaults import mark_defaults
+from vllm_dllm.compat.drafts import fetch_no_drafts
 from vllm_dllm.compat.fields import lift_request_fields, refuse_beam_search
 from vllm_dllm.compat.flags import (
     add_cli_flags,
@@ -88,6 +89,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     raise_token_budget,
     refuse_unused_flags,
     share_final_pages,
+    fetch_no_drafts,
     change_weights,
 )
 """Patches of every process that has the plugin; the model decides what they do."""

@@ -25,7 +25,6 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_SCHEDULER}._update_request_with_output",
         f"{_SCHEDULER}.update_from_output",
         f"{_SCHEDULER}.make_spec_decoding_stats",
-        f"{_SCHEDULER}.update_draft_token_ids",
         f"{_SCHEDULER}.finish_requests",
         f"{_SCHEDULER}.get_request_counts",
         "vllm.v1.core.kv_cache_manager:KVCacheManager.estimate_cached_tokens",
