@@ -39,7 +39,7 @@ def test_a_request_that_says_nothing_gets_the_servers_choices(
         cfg_scale=0.0,
         logits_eos_inf=False,
         confidence_eos_eot_inf=False,
-        suffix_token_ids=(),
+        given=(),
         return_trajectory=False,
         return_step_maps=False,
         return_rest=False,
@@ -174,6 +174,7 @@ def test_the_servers_choices_are_defaults_of_requests_with_full_attention() -> N
         ("confidence_eos_eot_inf", False),
         ("suffix_token_ids", [5, 0]),
         ("suffix_token_ids", []),
+        ("canvas_token_ids", [5, *[-1] * 9, 7]),
     ],
 )
 def test_fields_of_full_attention_are_refused_for_block_causal_models(
@@ -184,8 +185,12 @@ def test_fields_of_full_attention_are_refused_for_block_causal_models(
     with pytest.raises(ValueError, match="block-causal model") as failure:
         wishes_of({f"dllm_{field}": value}, CONFIG)
     assert f"dllm_{field}={value!r} has no meaning" in str(failure.value)
-    settled = getattr(resolve({f"dllm_{field}": value}, FULL, 10), field)
-    assert settled == (tuple(value) if isinstance(value, list) else value)
+    settled = resolve({f"dllm_{field}": value}, FULL, 10)
+    if isinstance(value, list):
+        behind = (-1,) * 10 if "suffix" in field and value else ()
+        assert settled.given == (*behind, *value)
+    else:
+        assert getattr(settled, field) == value
 
 
 def test_no_field_of_full_attention_is_missing_above() -> None:
@@ -196,6 +201,7 @@ def test_no_field_of_full_attention_is_missing_above() -> None:
         "logits_eos_inf",
         "confidence_eos_eot_inf",
         "suffix_token_ids",
+        "canvas_token_ids",
     }
 
 
@@ -214,7 +220,7 @@ def test_a_suffix_is_made_of_the_models_tokens(token: Any, allowed: str) -> None
     """Any other one has no embedding, and ends the worker for everybody."""
     config = FULL.with_facts(FACTS.model_copy(update={"vocab_size": 100}))
     own = {"dllm_suffix_token_ids": [5, 99]}
-    assert resolve(own, config, 10).suffix_token_ids == (5, 99)
+    assert resolve(own, config, 10).suffix == (5, 99)
     with pytest.raises(ValueError, match=allowed) as failure:
         wishes_of({"dllm_suffix_token_ids": [5, token]}, config)
     assert "dllm_suffix_token_ids" in str(failure.value)

@@ -170,6 +170,11 @@ class DllmParams(RuleParams):
     suffix_token_ids: list[Annotated[int, Field(ge=0)]] = []
     """Full attention: what follows the answer, which then fills the gap between prompt
     and suffix (infilling), `max_tokens` long. In /v1/completions `suffix`, as text."""
+    canvas_token_ids: list[Annotated[int, Field(ge=-1)]] = []
+    """Full attention: what follows the prompt where it has several gaps: a token id at
+    each position that is given, -1 at each that is decoded. `max_tokens` is how many
+    there are up to the last -1; tokens behind it are a suffix. In /v1/completions
+    `dllm_gaps` or `dllm_fill_masks`."""
     adaptive: bool = False
     """Whether the server may decode with its `busy_threshold` while it is busy. The
     answer then depends on what else is asked."""
@@ -206,6 +211,7 @@ FULL_ATTENTION_FIELDS = (
     "logits_eos_inf",
     "confidence_eos_eot_inf",
     "suffix_token_ids",
+    "canvas_token_ids",
 )
 """Fields that have no meaning without full attention."""
 WINDOW_FIELDS = ("window",)

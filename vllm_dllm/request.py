@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from vllm_dllm import span
 from vllm_dllm.decoding.registry import BUFFERED, get_rule
+from vllm_dllm.given import GAP, behind_prompt
 from vllm_dllm.params import (
     BUFFER_FIELDS,
     FIELDS_OF_RULES,
@@ -78,7 +79,9 @@ def resolve(
     one_by_one = wishes.algorithm == "sequential" and steps >= block
     in_runs = follows_grammar and not one_by_one
     busy = busy_threshold(wishes, rule, config)
-    return Decoding.of(wishes, rule, block, steps, size, in_runs, busy)
+    canvas, suffix = wishes.canvas_token_ids, wishes.suffix_token_ids
+    given = behind_prompt(canvas, suffix, max_tokens)
+    return Decoding.of(wishes, rule, block, steps, size, in_runs, busy, given)
 
 
 def busy_threshold(wishes: DllmParams, rule: str, config: "DllmConfig") -> float | None:
@@ -138,6 +141,8 @@ def wishes_of(
             f"{', '.join(PREFIX + used for used in sorted(parameters))}"
         )
     regime_of(config.facts, rule).check_wishes(wishes, own, config)
+    if wishes.canvas_token_ids:
+        refuse_strange_canvas(wishes, rule, follows_grammar)
     if config.facts.fixed_block and "steps" in own and "time" in get_rule(rule).needs:
         refuse_idle_steps(wishes, wishes.steps or 1, config.block)
     if (block := wishes.block_length or config.block_size) is not None:
@@ -190,6 +195,28 @@ def _from_the_left(wishes: DllmParams, config: "DllmConfig") -> DllmParams:
     if get_rule(rule).revises or rule in OF_OTHER_BLOCKS:
         return wishes.model_copy(update={"algorithm": GRAMMAR_RULE})
     return wishes
+
+
+def refuse_strange_canvas(wishes: DllmParams, rule: str, follows_grammar: bool) -> None:
+    """Refuse gaps that cannot be filled, and with what cannot fill them."""
+    field = f"{PREFIX}canvas_token_ids={quoted(wishes.canvas_token_ids)}"
+    if GAP not in wishes.canvas_token_ids:
+        raise ValueError(f"{field} has no -1, so there is nothing to decode")
+    if wishes.suffix_token_ids:
+        raise ValueError(
+            f"{field} and {PREFIX}suffix_token_ids={quoted(wishes.suffix_token_ids)} "
+            "both say what follows the prompt; allowed: one of them"
+        )
+    if rule in OF_OTHER_BLOCKS:
+        raise ValueError(
+            f"{field} has no meaning for the decoding rule {wishes.algorithm!r}, which "
+            "finds or opens its blocks by what it has decoded of them"
+        )
+    if follows_grammar:
+        raise ValueError(
+            f"{field} cannot follow a grammar, which has no gaps; ask for structured "
+            "output or for gaps"
+        )
 
 
 def refuse_soft_tokens(rule: str, config: "DllmConfig") -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vllm_dllm.decoding.registry import get_rule
+from vllm_dllm.given import end_of_gaps
 from vllm_dllm.params import CachePolicy, DllmParams
 
 NEVER = 2.0
@@ -29,7 +30,8 @@ class Decoding:
     cfg_scale: float
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
-    suffix_token_ids: tuple[int, ...]
+    given: tuple[int, ...]
+    """What the request gives behind its prompt (given.py)."""
     return_trajectory: bool
     return_step_maps: bool
     return_rest: bool
@@ -43,6 +45,11 @@ class Decoding:
     in_runs: bool
     """Whether it is structured output of several tokens a step (runs.py)."""
 
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """What follows the canvas."""
+        return self.given[end_of_gaps(self.given) :]
+
     @classmethod
     def of(
         cls,
@@ -53,6 +60,7 @@ class Decoding:
         buffer_size: int = 1,
         in_runs: bool = False,
         busy_threshold: float | None = None,
+        given: tuple[int, ...] = (),
     ) -> Self:
         """What is wished, with the answers to what a wish leaves open."""
         values = wishes.model_dump() | {"steps": steps, "block_length": block_length}
@@ -70,7 +78,7 @@ class Decoding:
             cfg_scale=wishes.cfg_scale,
             logits_eos_inf=wishes.logits_eos_inf,
             confidence_eos_eot_inf=wishes.confidence_eos_eot_inf,
-            suffix_token_ids=tuple(wishes.suffix_token_ids),
+            given=given,
             return_trajectory=wishes.return_trajectory,
             return_step_maps=wishes.return_step_maps,
             return_rest=wishes.return_rest,

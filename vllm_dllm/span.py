@@ -268,7 +268,7 @@ class FullAttention(NamedTuple):
     branch: int = 0
     """As in `Span`."""
     suffix: int = 0
-    """How many tokens follow the canvas; more than 0 in an infilling."""
+    """How many tokens that are given follow the canvas."""
 
     @property
     def end(self) -> int:

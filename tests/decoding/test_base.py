@@ -53,6 +53,14 @@ def test_the_quota_is_that_of_the_rows_own_block() -> None:
     assert as_step(batch).quota().tolist() == [2, 8, 2]
 
 
+def test_what_is_given_in_a_block_is_no_part_of_its_quota() -> None:
+    """LLaDA spreads the masks of a block over its steps. With all positions of it, the
+    first steps would decide all of them."""
+    step = as_step([Row([True] * 8, [0.5] * 8, steps=4, step=at) for at in range(4)])
+    step.given = torch.tensor([3] * 4)
+    assert step.quota().tolist() == [2, 1, 1, 1]
+
+
 def test_some_rows_of_a_step_are_whole_rows() -> None:
     """A tensor left behind would be that of other requests."""
     for batch in BATCHES:
@@ -64,7 +72,7 @@ def test_some_rows_of_a_step_are_whole_rows() -> None:
             if part.name in ("params", "moves", "another", "memory"):
                 continue
             got, same = getattr(taken, part.name), getattr(expected, part.name)
-            if part.name in ("before", "age"):
+            if part.name in ("before", "age", "given"):
                 assert got is same is None
                 continue
             got = got[:, :width] if got.dim() == 2 else got

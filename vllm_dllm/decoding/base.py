@@ -64,6 +64,8 @@ class CanvasStep:
     rules that need "time"."""
     params: dict[str, torch.Tensor]
     """The rule's `parameters`, each [n]."""
+    given: torch.Tensor | None = None
+    """[n] int64: positions of the block that the request gave; None if none did."""
 
     # Filled from the buffers, for rules of several blocks in flight.
     before: torch.Tensor | None = None
@@ -100,12 +102,13 @@ class CanvasStep:
 
         A block of B positions in s steps: B div s in each, one more in the first
         B mod s (LLaDA's `get_num_transfer_tokens`). Past the last step nothing may
-        stay masked.
+        stay masked. What is given in the midst of an answer does not count.
 
         Returns:
             [n] int64 tensor.
         """
-        return quota(self.masked, self.length, self.step, self.params["steps"])
+        length = self.length if self.given is None else self.length - self.given
+        return quota(self.masked, length, self.step, self.params["steps"])
 
 
 @dataclass

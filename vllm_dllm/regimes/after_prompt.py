@@ -13,6 +13,7 @@ IDLE: dict[str, str] = {
     "cache": "whose KV cache is exact",
     "cfg_scale": "which has no unconditional branch",
     "suffix_token_ids": "whose blocks see nothing of what follows them",
+    "canvas_token_ids": "whose blocks see nothing of what follows them",
 }
 """Fields that have no meaning, and why. 0 and nothing at all may be asked for."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.given import most_gaps
 from vllm_dllm.params import PREFIX, DllmParams
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.base import Regime
@@ -35,7 +36,7 @@ class FullAttentionRegime(Regime):
                         f"{PREFIX}{name}=True: the checkpoint names no end of the text "
                         "(eos_token_id)"
                     )
-        for name in ("suffix_token_ids", "delimiter_ids"):
+        for name in ("suffix_token_ids", "canvas_token_ids", "delimiter_ids"):
             for token in getattr(wishes, name):
                 if token >= facts.vocab_size:
                     raise ValueError(
@@ -62,19 +63,20 @@ class FullAttentionRegime(Regime):
     ) -> int:
         # The authors spread `steps` over all blocks of the answer.
         if wishes.steps is None:
-            return block
+            given = wishes.canvas_token_ids
+            return most_gaps(given, block) if given else block
         return max(1, wishes.steps // max(1, -(-max_tokens // block)))
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
-        suffix = len(decoding.suffix_token_ids)
+        suffix = len(decoding.suffix)
         grid = span.full_attention_grid(
             prompt_len,
             max_tokens,
             decoding.block_length,
             config.facts.max_model_len,
-            is_exact=suffix > 0,
+            is_exact=len(decoding.given) > 0,
         )
         branch = branch_behind(grid.end + suffix, decoding, config)
         return span.FullAttention(grid, decoding.cache, branch, suffix)
@@ -92,13 +94,13 @@ class FullAttentionRegime(Regime):
         limits = facts.budgets | {"max_model_len": facts.max_model_len}
         for name, limit in limits.items():
             if longest.length > limit:
-                suffix = f" and the suffix ({len(decoding.suffix_token_ids)} tokens)"
+                suffix = f" and the suffix ({len(decoding.suffix)} tokens)"
                 twice = f", twice with {PREFIX}cfg_scale={decoding.cfg_scale}"
                 raise ValueError(
                     f"the prompt ({prompt_len} tokens) and the canvas "
                     f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
                     f"blocks of {decoding.block_length})"
-                    f"{suffix if decoding.suffix_token_ids else ''}"
+                    f"{suffix if decoding.suffix else ''}"
                     f"{twice if longest.branch else ''} "
                     f"are {longest.length} tokens, which one forward must hold; "
                     f"allowed: {limit} ({name}). Ask for a smaller max_tokens."

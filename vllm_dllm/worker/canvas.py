@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dllm.ops.blocks import Places, Tables, gather, store
+from vllm_dllm.given import GAP
+from vllm_dllm.ops.blocks import Blocks, Places, Tables, gather, store
 from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.given import Given
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.buffers import Buffers
@@ -69,6 +71,7 @@ class Canvas:
         revises: torch.Tensor | None,
         buffers: Buffers,
         end: torch.Tensor,
+        given: Given,
     ) -> CanvasBatch:
         """The blocks of a step; opens those that it opens.
 
@@ -76,6 +79,7 @@ class Canvas:
             revises: [num_slots] bool: whether the request's rule may change decoded
                 tokens; None if that of no request of the step may.
             end: [num_slots] int64: end of the request's last block.
+            given: what requests give of their canvases.
         """
         rows, width = spans.rows, spans.width
         place: torch.Tensor | int = 0
@@ -104,6 +108,12 @@ class Canvas:
             width,
             self.mask_token_id,
         )
+        is_given = None
+        if given.any(slot_np):
+            column = torch.arange(width, device=slot.device)
+            found = given.at(slot.unsqueeze(1), start.unsqueeze(1) + column)
+            found = found.masked_fill(column >= length.unsqueeze(1), GAP)
+            blocks, is_given = _with_given(blocks, found, active), found != GAP
         masked = blocks.masked
         writable, opened = None, None
         if spans.first_row is not None:
@@ -147,6 +157,7 @@ class Canvas:
             cell=cell,
             rows_np=rows_np,
             kept=kept,
+            given=is_given,
             buffered=opened,
         )
 
@@ -179,6 +190,25 @@ class Canvas:
         blocks = Tables(batch.tokens, batch.decided_at, batch.step, batch.post_steps)
         settled = batch.masked, taken, left, finished
         store(self._tables(), places, blocks, *settled, self.mask_token_id)
+
+
+def _with_given(blocks: Blocks, given: torch.Tensor, active: torch.Tensor) -> Blocks:
+    """Blocks with what is given of them, which is neither masked nor editable.
+
+    given: [m, width] int64, `GAP` where nothing is.
+    """
+    is_given = given != GAP
+    masked = blocks.masked & ~is_given
+    # Of a block whose last masks are given it was not counted.
+    filled = blocks.masked.any(dim=1) & ~masked.any(dim=1)
+    return Blocks(
+        tokens=torch.where(is_given, given, blocks.tokens),
+        decided_at=blocks.decided_at.masked_fill(is_given, -1),
+        step=blocks.step,
+        post_steps=blocks.post_steps + (active & filled),
+        masked=masked,
+        editable=blocks.editable & ~is_given,
+    )
 
 
 def _cells_of_blocks(

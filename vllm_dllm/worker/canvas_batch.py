@@ -43,12 +43,13 @@ class CanvasBatch:
     masked: torch.Tensor
     """[m, width] bool: positions of the canvas that are still masks."""
     editable: torch.Tensor
-    """[m, width] bool: the other positions of the canvas."""
+    """[m, width] bool: the other positions of the canvas, but for those given."""
     writable: torch.Tensor | None
     """[m, width] bool: positions that may be written in this step: a row of logits is
     of them, and their block is open. None: all of the canvas."""
     decided_at: torch.Tensor
-    """[m, width] int64: the step of the block that wrote each token."""
+    """[m, width] int64: the step of the block that wrote each token; -1 where it was
+    given."""
     cell: tuple[torch.Tensor, torch.Tensor]
     """Index into [m, width] of the positions that logits are computed for, in their
     order: [rows], [rows] int64. Holds all of `masked` that may be written."""
@@ -58,6 +59,9 @@ class CanvasBatch:
     kept: torch.Tensor | None = None
     """[m, width] int64: where each position is kept in the row of its slot, the last
     column for those past their block; None where each is in its own column."""
+    given: torch.Tensor | None = None
+    """[m, width] bool: positions of the block whose tokens the request gave; None if no
+    request of the batch gives any."""
     buffered: OpenBlocks | None = None
     """What rules for buffers want to know; None where no request has one."""
     leaves_whole: torch.Tensor | None = None

@@ -80,6 +80,12 @@ class Logprobs:
             kept = self.kept.get(slot)
             if kept is None:
                 continue
+            if batch.given is not None:
+                # Nothing was decided there: the token itself, for sure.
+                place = kept_at[index, batch.given[index]]
+                given = batch.tokens[index, batch.given[index]]
+                kept.token_ids[place] = given.int().unsqueeze(1)
+                kept.logprobs[place], kept.ranks[place] = 0.0, 1
             rows = ((block == index) & write[block, column]).nonzero().squeeze(1)
             for row in rows.tolist():  # one row at a time is one float32 row at a time
                 place = kept_at[index, column[row]]

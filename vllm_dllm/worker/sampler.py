@@ -82,7 +82,10 @@ class DenoisingSampler:
             `guided_rows`.
         """
         revises = self.rules.revises if self._may_revise(spans) else None
-        batch = self.canvas.gather(spans, revises, self.buffers, self.layout.end)
+        layout = self.layout
+        batch = self.canvas.gather(
+            spans, revises, self.buffers, layout.end, layout.given
+        )
         block, column = batch.cell
         position = batch.start[block] + column
         rows = self.layout.logit_rows(spans, batch.request, position)
@@ -331,6 +334,7 @@ class DenoisingSampler:
             before=before,
             age=age,
             moves=self.moves,
+            given=None if batch.given is None else batch.given.sum(dim=1),
             params={},
         )
 

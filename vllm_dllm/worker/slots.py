@@ -58,6 +58,7 @@ class Slots:
         block, size = plan.grid.block, int(self.buffers.size_np[slot])
         self.layout.add_request(slot, decoding, plan)
         self.layout.adaptive.add_request(slot, decoding, plan)
+        self.layout.given.add_request(slot, decoding, plan)
         self.canvas.add_request(slot, block, prompt_len + max_tokens, size)
         self.rules.add_request(slot, decoding, block)
         self.soft.add_request(slot, decoding, block)

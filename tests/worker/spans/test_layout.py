@@ -59,12 +59,14 @@ def shown_of(before: Before, span: Span) -> int:
 def token_at(before: Before, span: Span, position: int, page: int) -> int:
     """What the model is given there."""
     request, grid = before.request, before.request.plan.grid
-    suffix = list((request.params.extra_args or {}).get("dllm_suffix_token_ids", []))
-    inside = grid.origin <= position < grid.end
-    if is_unconditional(span, page) and not inside:
+    fields = request.params.extra_args or {}
+    given = fields.get("dllm_canvas_token_ids", [-1] * (grid.end - grid.origin))
+    given = [*given, *fields.get("dllm_suffix_token_ids", [])]
+    token = -1 if position < grid.origin else given[position - grid.origin]
+    if is_unconditional(span, page) and (position < grid.origin or token >= 0):
         return MASK
-    if position >= grid.end:
-        return suffix[position - grid.end]
+    if token >= 0:
+        return int(token)
     if position < shown_of(before, span):
         return before.tokens[position]
     start = grid.start_of(span.known)
@@ -174,7 +176,8 @@ def test_a_step_is_what_the_plans_say(family: str, seed: int) -> None:
     logits, kinds = TableLogits(seed), set()
     for name in "abcd":
         prompt, max_tokens = a_prompt(rng, 20), rng.randint(1, 16)
-        desk.add(name, prompt, wishes(rng, family), max_tokens=max_tokens)
+        fields = wishes(rng, family, max_tokens)
+        desk.add(name, prompt, fields, max_tokens=max_tokens)
     while desk.running:
         names = rng.sample(list(desk.running), rng.randint(1, len(desk.running)))
         before = before_step(desk)

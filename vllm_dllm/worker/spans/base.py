@@ -15,6 +15,7 @@ from vllm_dllm.config import DllmConfig
 from vllm_dllm.ops.spans import block_of, logit_rows, show_known, tokens_of
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Plan
+from vllm_dllm.worker.given import Given
 from vllm_dllm.worker.spans.adaptive import AdaptiveBlocks
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import BlockRows, lay_rows
@@ -43,6 +44,8 @@ class Layout(ABC):
         """The request's grid of blocks (span.py)."""
         self.adaptive = AdaptiveBlocks(num_slots, device)
         """Blocks whose ends are found; with full attention some requests have them."""
+        self.given = Given(num_slots, device)
+        """Tokens behind prompts; with full attention some requests give them."""
         self.block_np = np.ones(num_slots, dtype=np.int64)
         """Its length of a block on the CPU."""
 

@@ -38,7 +38,7 @@ class ByPlan(Layout):
         }
         self.layouts = [kind(config, num_slots, device, buffers) for kind in kinds]
         for layout in self.layouts:
-            layout.adaptive = self.adaptive
+            layout.adaptive, layout.given = self.adaptive, self.given
         self.number_np = np.zeros(num_slots, dtype=np.int64)
         """Which of them each slot's request has, on the CPU."""
         self.number = torch.zeros(num_slots, dtype=torch.int64, device=device)

@@ -9,6 +9,7 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.given import GAP
 from vllm_dllm.settled import Decoding
 from vllm_dllm.span import Adaptive, FullAttention, Plan
 from vllm_dllm.worker.spans.base import Layout
@@ -33,10 +34,6 @@ class FullAttentionLayout(Layout):
         self.seq_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Length of each sequence, the suffix included."""
         self.seq_len_np = np.zeros(num_slots, dtype=np.int64)
-        self.suffix = torch.zeros(num_slots, 1, dtype=torch.int64, device=device)
-        """What follows the canvas, left-aligned; grows with the longest."""
-        self.infills_np = np.zeros(num_slots, dtype=bool)
-        """Whether there is a suffix."""
         self.branch = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Where the unconditional branch lies (span.py); 0 without guidance."""
         self.branch_np = np.zeros(num_slots, dtype=np.int64)
@@ -62,15 +59,10 @@ class FullAttentionLayout(Layout):
         self.seq_len[slot] = self.seq_len_np[slot] = plan.end
         self.branch[slot] = self.branch_np[slot] = plan.branch
         self.cfg_scale[slot] = decoding.cfg_scale
-        self.infills_np[slot] = plan.suffix > 0
-        missing = plan.suffix - self.suffix.shape[1]
-        if missing > 0:
-            self.suffix = torch.nn.functional.pad(self.suffix, (0, missing))
-        self.suffix[slot, : plan.suffix] = torch.tensor(decoding.suffix_token_ids)
 
     def pass_by(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         super().pass_by(slot, decoding, plan)
-        self.keeps_keys[slot] = self.infills_np[slot] = False
+        self.keeps_keys[slot] = False
         self.branch[slot] = self.branch_np[slot] = 0
         self.seq_len[slot] = self.seq_len_np[slot] = 0
 
@@ -117,15 +109,13 @@ class FullAttentionLayout(Layout):
     def with_given(
         self, spans: SpanBatch, slot: torch.Tensor, ids: torch.Tensor
     ) -> torch.Tensor:
-        position = spans.position
-        if self.infills_np[spans.slot_np].any():
-            end = self.end[slot]
-            column = (position - end).clamp(0, self.suffix.shape[1] - 1)
-            inside = (position >= end) & (position < self.seq_len[slot])
-            ids = torch.where(inside, self.suffix[slot, column], ids)
+        hidden = spans.position < self.origin[slot]
+        if self.given.any(spans.slot_np):
+            given = self.given.at(slot, spans.position)
+            ids = torch.where(given == GAP, ids, given)
+            hidden |= given != GAP
         if spans.branches is not None:
-            given = (position < self.origin[slot]) | (position >= self.end[slot])
-            hidden = spans.branches.unconditional & given
+            hidden &= spans.branches.unconditional
             ids = ids.masked_fill(hidden, self.mask_token_id)
         return ids
 

@@ -1,0 +1,49 @@
+"""Given tokens: what canvases hold from the start, and what follows them.
+
+Whatever a step shows the model or decides, these positions have the tokens that the
+request gave (vllm_dllm/given.py): they are no masks, and no rule revises them.
+"""
+
+import numpy as np
+import torch
+
+from vllm_dllm.given import GAP
+from vllm_dllm.settled import Decoding
+from vllm_dllm.span import Plan
+from vllm_dllm.worker.memory import BlockTable
+
+
+class Given:
+    """By slot."""
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.gives_np = np.zeros(num_slots, dtype=bool)
+        """Whether a request gives any."""
+        self.first = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """Position of the first one."""
+        self.tokens = BlockTable(num_slots, (1,), torch.int64, device, fill=GAP)
+        """[num_slots, longest] int64: from there on; `GAP` where nothing is given."""
+
+    def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
+        self.gives_np[slot] = len(decoding.given) > 0
+        self.tokens.clear(slot)
+        ahead = next((i for i, t in enumerate(decoding.given) if t != GAP), 0)
+        tokens = decoding.given[ahead:]
+        self.first[slot] = plan.grid.origin + ahead
+        self.tokens.grow(len(tokens))
+        self.tokens.restore(slot, torch.tensor(tokens, dtype=torch.int64))
+
+    def any(self, slot_np: np.ndarray) -> bool:
+        """Whether some request of a batch gives any; slot_np: [n] int64, on the CPU."""
+        return bool(self.gives_np[slot_np].any())
+
+    def at(self, slot: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """The tokens given at some positions, `GAP` where none is.
+
+        slot, position: int64 of shapes that go together.
+        """
+        column = position - self.first[slot]
+        tokens = self.tokens.values
+        last = tokens.shape[1] - 1
+        inside = (column >= 0) & (column <= last)
+        return torch.where(inside, tokens[slot, column.clamp(0, last)], GAP)
