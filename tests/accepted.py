@@ -69,6 +69,12 @@ def mostly(usual: Value, odd: list[Any], others: list[Any] = ODD_VALUES) -> Valu
 count = mostly(integer(1, 70), ODD_COUNTS)
 flag = mostly(one_of(True, False, 0, 1), [2, -1])
 token = integer(0, VOCAB - 1)
+
+
+def a_canvas(rng: Random) -> list[int]:
+    return [rng.choice((-1, 3)) for _ in range(rng.randint(1, 20))]
+
+
 tokens = several(token, 3)
 
 OF_ALL_MODELS = [rule for rule in RULES if "moves" not in get_rule(rule).needs]
@@ -82,6 +88,7 @@ OF_FULL_ATTENTION: dict[str, Value] = {
     "logits_eos_inf": flag,
     "confidence_eos_eot_inf": flag,
     "suffix_token_ids": mostly(several(token, 20), [[0] * 70, [-1], [256], [2**63]]),
+    "canvas_token_ids": mostly(a_canvas, [[0], [-1] * 70, [-2], [256, -1], [2**63]]),
     "delimiter_ids": mostly(several(token, 4), [[0] * 300, [-1], [256], [2**63]]),
     "block_length": count,
 }

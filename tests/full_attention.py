@@ -94,3 +94,39 @@ def infilling_cases(engine: Engine) -> list[Case]:
                 case,
             ]
     return cases
+
+
+def gap_cases(engine: Engine) -> list[Case]:
+    """Several gaps between given tokens; they begin, end and lie inside blocks, some of
+    which have no mask, and pages."""
+    make: Callable[..., Case] = case_of
+    rules: list[dict[str, Any]] = [
+        {"algorithm": "low_confidence", "steps": 12},
+        {"algorithm": "threshold", "threshold": 0.2},
+    ]
+    if engine.spec.checkpoint == "dream-pub0":
+        make, rules = dream_case, [{"steps": 20}, {"algorithm": "entropy", "steps": 30}]
+    cases = []
+    for number, (prompt, pieces, block) in enumerate(
+        (
+            (1, [1, 1, 1], 4),
+            (9, [3, 2, 5, 1, 1, 4], 4),
+            (30, [7, 17, 6, 3], 8),
+            (40, [2, 1, 2, 1, 2, 30], 8),
+            (33, [16, 16, 16, 70], 16),
+        )
+    ):
+        rng = random.Random(number)
+        canvas: list[int] = []
+        for index, length in enumerate(pieces):
+            canvas += [rng.randrange(2, MASK) if index % 2 else -1] * length
+        gaps = len(canvas) - (pieces[-1] if len(pieces) % 2 == 0 else 0)
+        for index, cache in enumerate(CACHES):
+            fields = rules[(number + index) % 2]
+            case = make(engine, prompt, gaps, block, cache=cache, **fields)
+            cases += [
+                replace(case, canvas=canvas),
+                replace(case, canvas=canvas, cfg_scale=0.5),
+                case,
+            ]
+    return cases

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from tests.reference import (
@@ -85,6 +86,8 @@ class Case:
     confidence_eos_eot_inf: bool = False
     suffix: Sequence[int] = ()
     """What follows the answer."""
+    canvas: Sequence[int] = ()
+    """What the prompt is followed by instead, -1 at each position of its gaps."""
     reveals: list[list[int]] | None = None
     """What was drawn by lot: positions of the answer that each step decides."""
     delimiter_ids: Sequence[int] = ()
@@ -154,6 +157,7 @@ class Case:
                 "dllm_logits_eos_inf": self.logits_eos_inf or None,
                 "dllm_confidence_eos_eot_inf": self.confidence_eos_eot_inf or None,
                 "dllm_suffix_token_ids": list(self.suffix) or None,
+                "dllm_canvas_token_ids": list(self.canvas) or None,
             }
         return {key: value for key, value in fields.items() if value is not None}
 
@@ -267,12 +271,17 @@ class Case:
                 logits_eos_inf=self.logits_eos_inf,
                 confidence_eos_eot_inf=self.confidence_eos_eot_inf,
                 suffix=self.suffix,
+                given=self.canvas,
             )
             return tokens, nfe // (2 if self.cfg_scale else 1)
         if self.reveals is not None:
             return generate_samples(model, self.prompt, self.reveals, MASK)
-        common = {"mask_id": MASK, "steps": self.steps, "eps": self.eps or 1e-3}
-        common["suffix"] = self.suffix
+        common: dict[str, Any] = {
+            "mask_id": MASK,
+            "steps": self.steps,
+            "eps": self.eps or 1e-3,
+        }
+        common |= {"suffix": self.suffix, "given": self.canvas}
         if self.cfg_scale:
             model = Guided(model, self)
         if self.cache in (None, "none"):
@@ -306,11 +315,12 @@ class Guided:
         """As `Dream.forward`; a second forward has masks for what is given."""
         if cache is not None and self.blind_cache is None:
             self.blind_cache = Cache(len(cache.keys), cache.length)
-        answer = len(self.case.prompt) - start
-        blind = ids.clone()
-        blind[: max(0, answer)] = MASK
-        if self.case.suffix:
-            blind[answer + self.case.gen_length :] = MASK
+        case = self.case
+        behind = case.canvas or [*[-1] * case.gen_length, *case.suffix]
+        known = torch.tensor([True] * len(case.prompt) + [t >= 0 for t in behind])
+        # Masks of the last block may lie behind the answer.
+        known = torch.nn.functional.pad(known, (0, len(ids)))[start:]
+        blind = ids.masked_fill(known[: len(ids)], MASK)
         prior = self.model(blind, start, self.blind_cache)
         away = self.model(ids, start, cache) - prior
         return prior + (self.case.cfg_scale + 1) * away

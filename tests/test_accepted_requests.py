@@ -99,7 +99,7 @@ class AcceptingDesk(Desk):
             assert kept.logprobs.shape[1] <= VOCAB + 1
         if full:
             layout = slots.layout.layouts[0]
-            assert layout.suffix.shape[1] <= MAX_LEN
+            assert layout.given.tokens.values.shape[1] <= MAX_LEN
             assert layout.cfg_scale.isfinite().all()
         sampling = slots.sampling
         numbers = [*slots.rules.parameters.values(), slots.rules.time]

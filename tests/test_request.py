@@ -9,6 +9,7 @@ from tests.wishes import CONFIG, FACTS, FULL, WHOLE, with_grammar
 from vllm_dllm.admission import check_sampling_params
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import ALIASES, NAMES, RULES, get_rule
+from vllm_dllm.given import NOTHING, Given
 from vllm_dllm.models.registry import FAMILIES
 from vllm_dllm.params import (
     BUFFER_FIELDS,
@@ -39,7 +40,7 @@ def test_a_request_that_says_nothing_gets_the_servers_choices(
         cfg_scale=0.0,
         logits_eos_inf=False,
         confidence_eos_eot_inf=False,
-        given=(),
+        given=NOTHING,
         return_trajectory=False,
         return_step_maps=False,
         return_rest=False,
@@ -187,8 +188,8 @@ def test_fields_of_full_attention_are_refused_for_block_causal_models(
     assert f"dllm_{field}={value!r} has no meaning" in str(failure.value)
     settled = resolve({f"dllm_{field}": value}, FULL, 10)
     if isinstance(value, list):
-        behind = (-1,) * 10 if "suffix" in field and value else ()
-        assert settled.given == (*behind, *value)
+        first = 10 if "suffix" in field and value else 0
+        assert settled.given == Given(first, tuple(value))
     else:
         assert getattr(settled, field) == value
 
@@ -220,7 +221,7 @@ def test_a_suffix_is_made_of_the_models_tokens(token: Any, allowed: str) -> None
     """Any other one has no embedding, and ends the worker for everybody."""
     config = FULL.with_facts(FACTS.model_copy(update={"vocab_size": 100}))
     own = {"dllm_suffix_token_ids": [5, 99]}
-    assert resolve(own, config, 10).suffix == (5, 99)
+    assert resolve(own, config, 10).given == Given(10, (5, 99))
     with pytest.raises(ValueError, match=allowed) as failure:
         wishes_of({"dllm_suffix_token_ids": [5, token]}, config)
     assert "dllm_suffix_token_ids" in str(failure.value)

@@ -5,14 +5,36 @@ decoded. A suffix is the part behind the last gap.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 GAP = -1
 
 
+class Given(NamedTuple):
+    """Such a list, without its first gap, which may be as long as any answer."""
+
+    first: int = 0
+    """How long that is."""
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def end_of_gaps(self) -> int:
+        """One past the last gap."""
+        return self.first + end_of_gaps(self.tokens)
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """What follows the last gap."""
+        return self.tokens[end_of_gaps(self.tokens) :]
+
+
+NOTHING = Given()
+
+
 def behind_prompt(
     canvas: Sequence[int], suffix: Sequence[int], max_tokens: int
-) -> tuple[int, ...]:
-    """What a request gives whose answer has `max_tokens`; empty if nothing.
+) -> Given:
+    """What a request gives whose answer has `max_tokens`.
 
     Args:
         canvas: what it says of every position, or nothing.
@@ -22,14 +44,15 @@ def behind_prompt(
         ValueError: if the answer does not end where the last gap does.
     """
     if not canvas:
-        return (*[GAP] * max_tokens, *suffix) if suffix else ()
+        return Given(max_tokens, tuple(suffix)) if suffix else NOTHING
     if end_of_gaps(canvas) != max_tokens:
         raise ValueError(
             f"dllm_canvas_token_ids has its last -1 at position {end_of_gaps(canvas)}, "
             f"and the answer ends at {max_tokens}; allowed: a max_tokens of "
             f"{end_of_gaps(canvas)}, and a prompt that leaves so much of max_model_len"
         )
-    return tuple(canvas)
+    ahead = next((i for i, token in enumerate(canvas) if token != GAP), len(canvas))
+    return Given(ahead, tuple(canvas[ahead:]))
 
 
 def end_of_gaps(given: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vllm_dllm.decoding.registry import get_rule
-from vllm_dllm.given import end_of_gaps
+from vllm_dllm.given import NOTHING, Given
 from vllm_dllm.params import CachePolicy, DllmParams
 
 NEVER = 2.0
@@ -30,7 +30,7 @@ class Decoding:
     cfg_scale: float
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
-    given: tuple[int, ...]
+    given: Given
     """What the request gives behind its prompt (given.py)."""
     return_trajectory: bool
     return_step_maps: bool
@@ -45,11 +45,6 @@ class Decoding:
     in_runs: bool
     """Whether it is structured output of several tokens a step (runs.py)."""
 
-    @property
-    def suffix(self) -> tuple[int, ...]:
-        """What follows the canvas."""
-        return self.given[end_of_gaps(self.given) :]
-
     @classmethod
     def of(
         cls,
@@ -60,7 +55,7 @@ class Decoding:
         buffer_size: int = 1,
         in_runs: bool = False,
         busy_threshold: float | None = None,
-        given: tuple[int, ...] = (),
+        given: Given = NOTHING,
     ) -> Self:
         """What is wished, with the answers to what a wish leaves open."""
         values = wishes.model_dump() | {"steps": steps, "block_length": block_length}

@@ -29,6 +29,7 @@ def generate(
     steps: int,
     eps: float = 1e-3,
     suffix: Sequence[int] = (),
+    given: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """Decode the whole canvas at once, in `steps` forwards.
 
@@ -37,11 +38,13 @@ def generate(
         algorithm: one of `ALGORITHMS`, the measure of confidence.
         eps: the last of the equal times; fixes how many tokens a step decodes.
         suffix: known tokens that follow the answer.
+        given: what follows the prompt instead, an input that holds masks (-1); the
+            answer ends with the last of them.
 
     Returns:
         tokens, and the forwards.
     """
-    canvas, masked = new_canvas(prompt, mask_id, gen_length, suffix)
+    canvas, masked = new_canvas(prompt, mask_id, gen_length, suffix, given)
     times = torch.linspace(1, eps, steps + 1)
     forwards = 0
     for step in range(steps):
@@ -72,6 +75,7 @@ def generate_blockwise(
     steps: int | None = None,
     eps: float = 1e-3,
     suffix: Sequence[int] = (),
+    given: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """Decode block after block, with stale keys and values outside the block.
 
@@ -87,14 +91,15 @@ def generate_blockwise(
         steps: forwards for all blocks together, with Dream's times; None for as many
             as there are tokens.
         suffix: known tokens that follow the answer, whose last block ends with it.
+        given: as in `generate`. A block without masks takes one forward.
 
     Returns:
         tokens, and the forwards.
     """
     assert cache in ("prefix", "dual")
     blocks = -(-gen_length // block_length)
-    length = gen_length if suffix else blocks * block_length
-    canvas, masked = new_canvas(prompt, mask_id, length, suffix)
+    length = gen_length if suffix or given else blocks * block_length
+    canvas, masked = new_canvas(prompt, mask_id, length, suffix, given)
     block_steps = max(1, (steps or blocks * block_length) // blocks)
     times = torch.linspace(1, eps, block_steps + 1)
     store = new_cache(model, len(canvas), cache)
@@ -102,6 +107,7 @@ def generate_blockwise(
     stop = len(prompt) + length
     for start in range(len(prompt), stop, block_length):
         end = min(start + block_length, stop)
+        forwards += not masked[start:end].any()
         for step in count():
             rows = masked[start:end].nonzero()[:, 0] + start
             if len(rows) == 0:
@@ -112,7 +118,7 @@ def generate_blockwise(
             token, confidence = candidates(logits[rows - first], mask_id, algorithm)
             order = confidence.argsort(descending=True, stable=True)
             if step == 0:
-                order, number = torch.tensor([0]), 1
+                order, number = torch.tensor([0]), int(rows[0] == start)
             elif threshold is not None:
                 number = max(1, int((confidence >= threshold).sum()))
             else:
@@ -124,12 +130,17 @@ def generate_blockwise(
 
 
 def new_canvas(
-    prompt: list[int], mask_id: int, length: int, suffix: Sequence[int]
+    prompt: list[int],
+    mask_id: int,
+    length: int,
+    suffix: Sequence[int],
+    given: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Token ids with `length` masks between prompt and suffix, and which they are."""
-    canvas = torch.tensor([*prompt, *[mask_id] * length, *suffix])
-    masked = torch.zeros_like(canvas, dtype=torch.bool)
-    masked[len(prompt) : len(prompt) + length] = True
+    """Token ids with `length` masks between prompt and suffix, or those of what is
+    given, and which they are."""
+    behind = given or [*[-1] * length, *suffix]
+    masked = torch.tensor([False] * len(prompt) + [token < 0 for token in behind])
+    canvas = torch.tensor([*prompt, *behind]).masked_fill(masked, mask_id)
     return canvas, masked
 
 

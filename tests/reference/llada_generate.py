@@ -36,6 +36,7 @@ def generate(
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
     suffix: Sequence[int] = (),
+    given: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """Decode `gen_length` tokens in blocks that count from the prompt's end.
 
@@ -55,19 +56,26 @@ def generate(
         logits_eos_inf: `eos_id` is no candidate.
         confidence_eos_eot_inf: `eos_id` and `eot_id` are candidates of no confidence.
         suffix: known tokens that follow the answer, whose last block ends with it.
+        given: what follows the prompt instead, an input that holds masks (-1); the
+            answer ends with the last of them. A block without any takes one forward.
 
     Returns:
         tokens, and the forwards (those with masks for the prompt included).
     """
     blocks = -(-gen_length // block_length)
-    stop = len(prompt) + (gen_length if suffix else blocks * block_length)
+    exact = bool(suffix or given)
+    stop = len(prompt) + (gen_length if exact else blocks * block_length)
+    suffix = given[gen_length:] if given else suffix
     length = stop + len(suffix)
     canvas = torch.full((length,), mask_id)
     canvas[: len(prompt)] = torch.tensor(prompt)
     canvas[stop:] = torch.tensor(suffix)
     # A prompt may hold mask ids of its own; only generated positions are decoded.
     masked = (torch.arange(length) >= len(prompt)) & (torch.arange(length) < stop)
-    given = ~masked
+    for position, token in enumerate(given[:gen_length], len(prompt)):
+        if token >= 0:
+            canvas[position], masked[position] = token, False
+    known = ~masked
     block_steps = max(1, (steps or blocks * block_length) // blocks)
     caches = [new_cache(model, length, cache) for _ in range(2 if cfg_scale else 1)]
     banned = [mask_id, eos_id] if logits_eos_inf else [mask_id]
@@ -75,7 +83,8 @@ def generate(
     forwards = 0
     for start in range(len(prompt), stop, block_length):
         end = min(start + block_length, stop)
-        quotas = schedule(end - start, block_steps)
+        quotas = schedule(int(masked[start:end].sum()), block_steps)
+        forwards += 0 if masked[start:end].any() else len(caches)
         for step in count():
             rows = masked[start:end].nonzero()[:, 0] + start
             if len(rows) == 0:
@@ -84,7 +93,7 @@ def generate(
             logits = model(canvas[first:last], first, caches[0])
             if cfg_scale:
                 blind = canvas.clone()
-                blind[given] = mask_id
+                blind[known] = mask_id
                 prior = model(blind[first:last], first, caches[1])
                 logits = prior + (cfg_scale + 1) * (logits - prior)
             forwards += len(caches)

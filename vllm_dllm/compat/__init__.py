@@ -24,6 +24,7 @@ from vllm_dllm.compat.flags import (
     raise_token_budget,
     refuse_unused_flags,
 )
+from vllm_dllm.compat.gaps import fill_gaps
 from vllm_dllm.compat.lengths import check_request_lengths, remember_prompt_lengths
 from vllm_dllm.compat.overrides import OVERRIDES
 from vllm_dllm.compat.pages import share_final_pages
@@ -69,6 +70,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     answer_unreadable_lines,
     lift_request_fields,
     refuse_beam_search,
+    fill_gaps,
     remember_prompt_lengths,
     check_request_lengths,
     refuse_unknown_tokens,

@@ -10,7 +10,7 @@ class AdaptiveRegime(OwnBlocksRegime):
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
-        default, suffix = decoding.block_length, len(decoding.suffix)
+        default, suffix = decoding.block_length, len(decoding.given.suffix)
         ends = decoding.parameters["delimiter_threshold"] != NEVER
         window = max_tokens // 4 if ends and decoding.delimiter_ids else 0
         grid = span.full_attention_grid(

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.given import most_gaps
+from vllm_dllm.given import NOTHING, most_gaps
 from vllm_dllm.params import PREFIX, DllmParams
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.base import Regime
@@ -70,13 +70,13 @@ class FullAttentionRegime(Regime):
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
     ) -> span.Plan:
-        suffix = len(decoding.suffix)
+        suffix = len(decoding.given.suffix)
         grid = span.full_attention_grid(
             prompt_len,
             max_tokens,
             decoding.block_length,
             config.facts.max_model_len,
-            is_exact=len(decoding.given) > 0,
+            is_exact=decoding.given != NOTHING,
         )
         branch = branch_behind(grid.end + suffix, decoding, config)
         return span.FullAttention(grid, decoding.cache, branch, suffix)
@@ -94,13 +94,13 @@ class FullAttentionRegime(Regime):
         limits = facts.budgets | {"max_model_len": facts.max_model_len}
         for name, limit in limits.items():
             if longest.length > limit:
-                suffix = f" and the suffix ({len(decoding.suffix)} tokens)"
+                suffix = f" and the suffix ({len(decoding.given.suffix)} tokens)"
                 twice = f", twice with {PREFIX}cfg_scale={decoding.cfg_scale}"
                 raise ValueError(
                     f"the prompt ({prompt_len} tokens) and the canvas "
                     f"({plan.grid.end - prompt_len} tokens: max_tokens={max_tokens} in "
                     f"blocks of {decoding.block_length})"
-                    f"{suffix if decoding.suffix else ''}"
+                    f"{suffix if decoding.given.suffix else ''}"
                     f"{twice if longest.branch else ''} "
                     f"are {longest.length} tokens, which one forward must hold; "
                     f"allowed: {limit} ({name}). Ask for a smaller max_tokens."

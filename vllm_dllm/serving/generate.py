@@ -21,6 +21,7 @@ from vllm.outputs import RequestOutput
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.serving.body import KINDS, Kinds, check_kinds
 from vllm_dllm.serving.drafts import render, token_texts
+from vllm_dllm.serving.gaps import LENGTHS, MARKED
 from vllm_dllm.serving.lift import differ
 from vllm_dllm.serving.streams import DRAFTS
 from vllm_dllm.serving.usage import forwards_of
@@ -44,8 +45,8 @@ class GenerateRequest(OpenAIBaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    prompt: str | list[int] | None = None
-    """Text or token ids."""
+    prompt: str | list[int] | list[str] | list[list[int]] | None = None
+    """Text or token ids; with `dllm_gaps` the pieces between the gaps."""
     text: str | None = None
     """SGLang: the prompt as text."""
     input_ids: list[int] | None = None
@@ -96,8 +97,16 @@ class GenerateRequest(OpenAIBaseModel):
                 "route; /v1/completions has them",
                 parameter="logprobs",
             )
-        fields.setdefault("max_tokens", MAX_TOKENS)
         [prompt] = prompts.values()
+        has_gaps = fields.get(LENGTHS) is not None or bool(fields.get(MARKED))
+        if not has_gaps:
+            fields.setdefault("max_tokens", MAX_TOKENS)
+            if isinstance(prompt, list) and not all(type(t) is int for t in prompt):
+                raise VLLMValidationError(
+                    f"prompt={quoted(prompt)} is several; allowed: one text or one "
+                    f"list of token ids, or the pieces around {LENGTHS}",
+                    parameter="prompt",
+                )
         fields |= {"prompt": prompt, "stream": self.stream}
         if self.stream_mode == "denoise":
             if not self.stream:
@@ -141,6 +150,9 @@ class GenerateResponse(GenerateEnd):
 
     text: str
     token_ids: list[int]
+    dllm_gaps: list[dict[str, Any]] | None = None
+    """Of a prompt with gaps: each one's `text` and `token_ids`. `text` is the whole
+    then."""
 
 
 class GenerateServing(OpenAIServingCompletion):

@@ -25,11 +25,10 @@ class Given:
         """[num_slots, longest] int64: from there on; `GAP` where nothing is given."""
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
-        self.gives_np[slot] = len(decoding.given) > 0
+        first, tokens = decoding.given
+        self.gives_np[slot] = len(tokens) > 0
+        self.first[slot] = plan.grid.origin + first
         self.tokens.clear(slot)
-        ahead = next((i for i, t in enumerate(decoding.given) if t != GAP), 0)
-        tokens = decoding.given[ahead:]
-        self.first[slot] = plan.grid.origin + ahead
         self.tokens.grow(len(tokens))
         self.tokens.restore(slot, torch.tensor(tokens, dtype=torch.int64))
 

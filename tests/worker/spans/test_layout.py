@@ -60,9 +60,12 @@ def token_at(before: Before, span: Span, position: int, page: int) -> int:
     """What the model is given there."""
     request, grid = before.request, before.request.plan.grid
     fields = request.params.extra_args or {}
-    given = fields.get("dllm_canvas_token_ids", [-1] * (grid.end - grid.origin))
-    given = [*given, *fields.get("dllm_suffix_token_ids", [])]
-    token = -1 if position < grid.origin else given[position - grid.origin]
+    if position >= grid.end and "dllm_suffix_token_ids" in fields:
+        token = fields["dllm_suffix_token_ids"][position - grid.end]
+    elif position >= grid.origin and "dllm_canvas_token_ids" in fields:
+        token = fields["dllm_canvas_token_ids"][position - grid.origin]
+    else:
+        token = -1
     if is_unconditional(span, page) and (position < grid.origin or token >= 0):
         return MASK
     if token >= 0:
