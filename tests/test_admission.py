@@ -55,7 +55,6 @@ def test_what_vllm_offers_for_a_token_is_accepted(fields: dict[str, Any]) -> Non
         ("prompt_logprob_token_ids", [3], "prompt_logprobs"),
         ("thinking_token_budget", 8, "not supported"),
         ("thinking_token_budget", 0, "not supported"),
-        ("logprob_token_ids", [3], "ask for logprobs"),
     ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -89,7 +88,6 @@ def test_everything_that_is_refused_is_tested_above() -> None:
         "prompt_logprobs",
         "prompt_logprob_token_ids",
         "thinking_token_budget",
-        "logprob_token_ids",
     }
 
 

@@ -203,7 +203,7 @@ BAD_REQUESTS = [
         ["dllm_threshold", "sequential"],
     ),
     (with_xargs(diffusion_max_steps=3), ["diffusion_max_steps", "dllm_steps"]),
-    ({"logprobs": 1, "logprob_token_ids": [5]}, ["logprob_token_ids", "5"]),
+    ({"logprobs": 1, "logprob_token_ids": [300]}, ["logprob_token_ids", "300"]),
     (with_xargs(dllm_block_length=32), ["dllm_block_length", "32", "16"]),
     ({"threshold": 2}, ["dllm_threshold", "2"]),
     ({"cfg_scale": 1.5}, ["cfg_scale", "1.5"]),

@@ -21,7 +21,6 @@ UNSUPPORTED: dict[str, str] = {
     ),
     "prompt_logprob_token_ids": "not supported, as prompt_logprobs are not",
     "thinking_token_budget": "not supported for diffusion language models",
-    "logprob_token_ids": "not supported; ask for logprobs",
 }
 """Fields of `SamplingParams` that no value of can be honoured, and why."""
 

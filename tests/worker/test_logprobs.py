@@ -1,6 +1,7 @@
 """Logprobs wait with their tokens: of the deciding step, for the one who asked."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,10 @@ class Desk:
         slot: int,
         logprobs: int | None,
         grid: tuple[int, int, int] | None = None,
+        named: list[int] | None = None,
     ) -> None:
-        asked, dllm = {"logprobs": logprobs}, {"algorithm": "joint_threshold"}
+        asked: dict[str, Any] = {"logprobs": logprobs, "logprob_token_ids": named}
+        dllm = {"algorithm": "joint_threshold"}
         if grid is None:
             request = self.desk.add(name, [5] * START, dllm, slot, **asked)
         else:
@@ -127,6 +130,21 @@ def test_logprobs_are_those_of_the_row_and_without_the_mask(
     assert handed.logprob_token_ids.dtype == torch.int32
     for column, token in enumerate([5, 2, 2, 10]):
         check(handed, column, token, expected[1, column], count)
+
+
+def test_logprobs_of_named_tokens_are_those_tokens_own() -> None:
+    """A label that is not among the most likely tokens would have none."""
+    desk, named = Desk(), [7, 3, 7, 12]
+    desk.add("a", 1, None, named=named)
+    desk.add("b", 2, 2)
+    writes = [{0: 5, 1: 2}, {0: 4, 1: 4}]
+    expected = desk.step([1, 2], [8, 8], writes)
+    handed = desk.hand_out([1, 2], [0, 0], [2, 2])
+    for column, token in enumerate([5, 2]):
+        assert handed.logprob_token_ids[column].tolist() == [token, *named]
+        values = [expected[1, column][t] for t in (token, *named)]
+        assert handed.logprobs[column].tolist() == pytest.approx(values, abs=1e-5)
+        check(handed, 2 + column, 4, expected[2, column], 2)
 
 
 def test_a_token_keeps_the_logprobs_of_the_step_that_decided_it() -> None:

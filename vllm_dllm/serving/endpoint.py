@@ -18,6 +18,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import State
 from vllm import envs
 from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.utils.api_utils import (
@@ -25,8 +27,17 @@ from vllm.entrypoints.serve.utils.api_utils import (
     validate_json_request,
     with_cancellation,
 )
+from vllm.exceptions import VLLMValidationError
 
+from vllm_dllm.config import DllmConfig
 from vllm_dllm.models.registry import is_ours
+from vllm_dllm.serving.decisions import (
+    DecisionRequest,
+    DecisionResponse,
+    as_completion,
+    readings,
+    tokens_of_labels,
+)
 from vllm_dllm.serving.generate import (
     GenerateRequest,
     GenerateResponse,
@@ -82,6 +93,33 @@ async def generate(request: GenerateRequest, raw_request: Request) -> Response:
     if isinstance(answer, GenerateResponse):
         return JSONResponse(answer.model_dump())
     return StreamingResponse(answer, media_type="text/event-stream")
+
+
+@router.post(
+    "/v1/decisions",
+    dependencies=[Depends(validate_json_request)],
+    response_model=None,
+    responses={**RESPONSES, 200: {"model": DecisionResponse}},
+)
+@with_cancellation
+@load_aware_call
+async def decide(request: DecisionRequest, raw_request: Request) -> Response:
+    """Say how likely each label is as the answer to each prompt, from one forward."""
+    state = raw_request.app.state
+    if getattr(state, "dllm_generate", None) is None:
+        raise HTTPException(404, "The model is not a diffusion language model")
+    serving: OpenAIServingCompletion = state.openai_serving_completion
+    config = DllmConfig.of(serving.model_config)
+    try:
+        labels = tokens_of_labels(request, config, serving.renderer.tokenizer)
+    except ValueError as error:
+        raise VLLMValidationError(str(error), parameter="labels") from None
+    completion = as_completion(request, labels, config)
+    answer = await serving.create_completion(completion, raw_request)
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    assert isinstance(answer, CompletionResponse)
+    return JSONResponse(readings(answer, labels, config).model_dump())
 
 
 @router.get("/dllm", include_in_schema=False)

@@ -144,7 +144,9 @@ def tokens_of(
 ) -> list[int]:
     if isinstance(piece, str):
         if tokenizer is None:
-            raise ValueError("prompt is text, and this server has no tokenizer")
+            raise ValueError(
+                f"{quoted(piece)} is text, and this server has no tokenizer"
+            )
         return list(tokenizer.encode(piece, add_special_tokens=special))
     return list(piece or ())
 

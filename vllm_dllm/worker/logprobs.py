@@ -7,8 +7,10 @@ mask and what else is in no answer, at the step in which the position became the
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.outputs import LogprobsTensors
 
 from vllm_dllm.worker.canvas_batch import CanvasBatch
@@ -17,7 +19,7 @@ from vllm_dllm.worker.canvas_batch import CanvasBatch
 @dataclass
 class BlockLogprobs:
     """Of the blocks in flight of a request (`CanvasBatch.kept_at`); column 0 is the
-    token itself, the others are the most likely."""
+    token itself, the others are the most likely, or those that it named."""
 
     token_ids: torch.Tensor
     """[positions, 1 + num_logprobs] int32."""
@@ -25,6 +27,8 @@ class BlockLogprobs:
     """[positions, 1 + num_logprobs] float32."""
     ranks: torch.Tensor
     """[positions] int32; 1 is the most likely token."""
+    named: torch.Tensor | None
+    """[num_logprobs] int64: the tokens that the request wants to know of."""
 
 
 class Logprobs:
@@ -42,13 +46,17 @@ class Logprobs:
     def add_request(self, slot: int, params: SamplingParams, positions: int) -> None:
         """`positions`: of the request's blocks in flight."""
         self.drop(slot)
-        if params.logprobs is not None:
-            wanted = self.vocab if params.logprobs == -1 else params.logprobs
-            shape = (positions, 1 + wanted)
+        wanted = params.num_logprobs
+        if wanted is not None:
+            ids, named = params.logprob_token_ids, None
+            if ids:
+                named = async_tensor_h2d(np.array(ids), self.device)
+            shape = (positions, 1 + (self.vocab if wanted == -1 else wanted))
             self.kept[slot] = BlockLogprobs(
                 torch.zeros(shape, dtype=torch.int32, device=self.device),
                 torch.zeros(shape, device=self.device),
                 torch.zeros(positions, dtype=torch.int32, device=self.device),
+                named,
             )
 
     def drop(self, slot: int) -> None:
@@ -93,9 +101,12 @@ class Logprobs:
                 values[self.never_answered] = float("-inf")
                 logprobs = values.log_softmax(dim=0)
                 token = candidate[index, column[row]]
-                top = logprobs.topk(kept.logprobs.shape[1] - 1)
-                kept.token_ids[place] = torch.cat([token.view(1), top.indices]).int()
-                kept.logprobs[place] = torch.cat([logprobs[token].view(1), top.values])
+                others = kept.named
+                if others is None:
+                    others = logprobs.topk(kept.logprobs.shape[1] - 1).indices
+                shown = torch.cat([token.view(1), others])
+                kept.token_ids[place] = shown.int()
+                kept.logprobs[place] = logprobs[shown]
                 kept.ranks[place] = (logprobs >= logprobs[token]).sum()
 
     def move(self, batch: CanvasBatch, source: torch.Tensor) -> None:
