@@ -132,6 +132,17 @@ def test_labels_are_text_too(server: Server) -> None:
 
 
 @uses_server("llada")
+def test_vllms_own_route_of_labels_works(server: Server) -> None:
+    """It asks for logprobs of labels alone."""
+    body = {"model": Server.MODEL, "query": PROMPTS[0], "items": [[40], [41]]}
+    body |= {"label_token_ids": [60, 62], "apply_softmax": False}
+    url = f"{server.url}/generative_scoring"
+    answer = httpx.post(url, json=body, timeout=60)
+    assert answer.is_success, answer.text
+    assert len(answer.json()["data"]) == 2
+
+
+@uses_server("llada")
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
