@@ -20,6 +20,8 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from tests.engines import uses_server
 from tests.servers import Server
 from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.serving.decisions import DecisionRequest
+from vllm_dllm.serving.gaps import LENGTHS, MARKED
 from vllm_dllm.serving.generate import GRAMMARS
 from vllm_dllm.serving.lift import NAMES, SWITCHES
 
@@ -28,10 +30,12 @@ pytestmark = pytest.mark.timeout(600)
 SEED, BODIES, CLIENTS = 12, 2000, 16
 OURS = [f"{PREFIX}{name}" for name in DllmParams.model_fields]
 THEIRS = [*NAMES, *SWITCHES, "remasking", "stream_mode", *GRAMMARS, "max_new_tokens"]
+THEIRS += [LENGTHS, MARKED]
 ROUTES: dict[str, list[str]] = {
     "/v1/completions": list(CompletionRequest.model_fields),
     "/v1/chat/completions": list(ChatCompletionRequest.model_fields),
     "/v1/generate": [*CompletionRequest.model_fields, "text", "input_ids"],
+    "/v1/decisions": list(DecisionRequest.model_fields),
 }
 """What vLLM reads of a body, besides what we do."""
 NUMBERS = [
@@ -46,6 +50,8 @@ READ = ("structured_outputs", "kv_transfer_params", "ec_transfer_params", "messa
 """Fields that vLLM reads before, or without, asking what they are."""
 CALLED = {
     "vllm_xargs": "extra_args",
+    "kv_transfer_params": "extra_args",
+    "ec_transfer_params": "extra_args",
     "structured_outputs": "structured outputs",
     "chat_template": "Chat template",
 }
@@ -95,7 +101,9 @@ def some_body(rng: random.Random) -> Asked:
         body |= {"messages": [{"role": "user", "content": "w12 w13"}]}
     else:
         body |= {"prompt": rng.choice(("w12 w13", [12, 13, 14]))}
-    if rng.random() < 0.3:
+    if route == "/v1/decisions":
+        body = {"prompt": body["prompt"], "labels": ["w12", "w13 w14"]}
+    elif rng.random() < 0.3:
         body["stream"] = True
     for _ in range(rng.randint(1, 3)):
         names = rng.choice((OURS, OURS, OURS, THEIRS, THEIRS, ROUTES[route], READ))
