@@ -5,7 +5,6 @@ requests that have no golden case.
 """
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -48,13 +47,6 @@ OTHER_RULES = {"hf"}
 """Of LLaDA2.2's two schedules the one that is not SGLang's, and not ours."""
 DREAM_MEASURES = {"threshold": "maskgit_plus"}
 """Rules of ours that differ from one of Dream's by more than their measure."""
-
-INDEL = {"algorithm": "joint_threshold_indel"}
-LLADA22_RULES: list[dict[str, Any]] = [
-    INDEL | {"threshold": 0.3, "edit_threshold": 0.2, "max_post_steps": 3},
-    INDEL | {"threshold": 0.9, "edit_threshold": 0.0, "max_post_steps": 0},
-    {"algorithm": "llada2", "threshold": 0.3, "steps": 4},
-]
 
 
 @dataclass(frozen=True)
@@ -380,57 +372,6 @@ def case_of(checkpoint: str, line: dict[str, Any]) -> Case:
     if line.get("adablock"):
         values["algorithm"] = "adablock"
     return Case(**{"checkpoint": checkpoint, "block_length": None, **values})
-
-
-def new_cases(
-    checkpoint: str, block_length: int, prompt_lengths: list[int], gen_length: int
-) -> list[Case]:
-    """Requests with random prompts, of every rule that the family has, unanswered."""
-    rng = random.Random(f"{checkpoint} {prompt_lengths}")
-    # Rule, threshold, and the share of the block that a step decodes at least.
-    rules = [("low_confidence_dynamic", 0.3, 1), ("low_confidence_static", None, 2)]
-    rules.append(("sequential", None, 2))
-    if checkpoint.startswith("llada"):
-        rules = [("llada2", 0.95, 1), ("llada2", 0.3, 2)]
-    if checkpoint.startswith("fastdllm2"):
-        return [
-            Case(
-                checkpoint,
-                [rng.randrange(2, MASK) for _ in range(length)],
-                gen_length,
-                block_length,
-                "threshold",
-                threshold=threshold,
-                sub_block_length=sub_block_length,
-            )
-            for length in prompt_lengths
-            for threshold, sub_block_length in ((0.9, 8), (0.3, 12))
-        ]
-    if checkpoint.startswith("llada22"):
-        return [
-            Case(
-                checkpoint,
-                [rng.randrange(2, MASK) for _ in range(length)],
-                gen_length,
-                block_length,
-                **fields,
-            )
-            for length in prompt_lengths
-            for fields in LLADA22_RULES
-        ]
-    return [
-        Case(
-            checkpoint,
-            [rng.randrange(2, MASK) for _ in range(length)],
-            gen_length,
-            block_length,
-            algorithm,
-            block_length // tokens_per_step,
-            threshold,
-        )
-        for length in prompt_lengths
-        for algorithm, threshold, tokens_per_step in rules
-    ]
 
 
 def differences(cases: list[Case], answers: list[list[int]]) -> list[str]:

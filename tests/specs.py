@@ -27,7 +27,9 @@ class EngineSpec:
     on_demand: bool = False
     """Whether it is started with `--on-demand` alone: it computes what others do."""
     spawned: bool = False
-    """Whether its processes are a user's, which import vLLM; else tests/forked.py."""
+    """Whether its processes are a user's, which import vLLM; else tests/forked.py. The
+    metrics of several API servers need it: prometheus_client asks when it is imported
+    whether there are several."""
 
     @property
     def choices(self) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from tests.dmax_cases import (
     soft_cases,
 )
 from tests.engines import Engine, Request, tokens_of, uses
-from tests.golden_cases import MASK, Case, new_cases
+from tests.golden_cases import MASK, Case
 from tests.multi_block_cases import random_case
+from tests.new_cases import new_cases
 
 pytestmark = pytest.mark.timeout(400)
 GOLDEN = ("llada8", "dmax8", "dmax32")

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.engines import Engine, sampling_params, tokens_of, uses
-from tests.golden_cases import MASK, Case, differences, golden_cases, new_cases
+from tests.golden_cases import MASK, Case, differences, golden_cases
+from tests.new_cases import new_cases
 from tests.specs import TIGHT_MODEL_LEN
 from tests.watchdog import watched
 

@@ -8,9 +8,9 @@ from tests.golden_cases import (
     Case,
     differences,
     golden_cases,
-    new_cases,
     too_many_forwards,
 )
+from tests.new_cases import new_cases
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")

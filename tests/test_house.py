@@ -24,6 +24,13 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, list[ast.alias]]]:
             yield node.module or "", node.names
 
 
+def test_no_file_is_longer_than_400_lines() -> None:
+    """A file grows a second concept line by line."""
+    files = [*FILES, *Path(__file__).parent.rglob("*.py")]
+    lengths = {str(path): len(path.read_text().splitlines()) for path in files}
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
+
+
 @pytest.mark.parametrize(
     ("room", "allowed"),
     [

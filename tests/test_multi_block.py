@@ -10,8 +10,9 @@ from vllm.sampling_params import StructuredOutputsParams
 from tests.adapters import make_adapter
 from tests.answers import forwards_of, requests_of, wrong
 from tests.engines import Engine, Request, tokens_of, uses
-from tests.golden_cases import MASK, Case, golden_cases, new_cases
+from tests.golden_cases import MASK, Case, golden_cases
 from tests.multi_block_cases import BufferCase, multi_block_cases, random_case
+from tests.new_cases import new_cases
 
 pytestmark = pytest.mark.timeout(400)
 ALL = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32")

@@ -7,9 +7,9 @@ from tests.golden_cases import (
     GOLDEN,
     Case,
     differences,
-    new_cases,
     reference_model,
 )
+from tests.new_cases import new_cases
 from tests.watchdog import watched
 
 pytestmark = pytest.mark.timeout(400)

@@ -81,15 +81,18 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(
-    model: Path, folder: Path, plugins: str | None, lacking: str | None = None
+    model: Path,
+    folder: Path,
+    plugins: str | None,
+    lacking: str | None = None,
+    processes: bool = False,
 ) -> dict[str, Any]:
-    """Answers and inner parts of an engine in a process of its own."""
+    """Answers and inner parts of an engine in a process of its own, or in three."""
     script, answers = folder / "ask.py", folder / "answers.json"
     script.write_text(ASK)
     env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": str(CORE)}
     env.pop("VLLM_PLUGINS", None)
-    if lacking is not None:  # also where the engine is
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(processes))
     if plugins is not None:
         env["VLLM_PLUGINS"] = plugins
     done = subprocess.run(
@@ -112,7 +115,7 @@ def test_a_plain_qwen3_runs_as_without_the_plugin(
     running.close()  # one engine at a time
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
-    with_plugin = ask(qwen3, tmp_path / "with", None)
+    with_plugin = ask(qwen3, tmp_path / "with", None, processes=True)
     without = ask(qwen3, tmp_path / "without", "")
     assert with_plugin == without
     assert len({tuple(answer[0]) for answer in without["answers"]}) > 3

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.engines import Engine, sampling_params, tokens_of, uses
-from tests.golden_cases import Case, new_cases
+from tests.golden_cases import Case
+from tests.new_cases import new_cases
 
 pytestmark = pytest.mark.timeout(300)
 PAGE = 32

@@ -62,8 +62,7 @@ async def answer(client: AsyncOpenAI, case: Case) -> list[int]:
 async def pieces(
     client: AsyncOpenAI, case: Case, stop_after: int | None = None
 ) -> list[tuple[list[int], str]]:
-    """Token ids and text of each piece of a stream, closed after `stop_after`: of
-    none, as soon as it begins."""
+    """Token ids and text of each piece of a stream, left after `stop_after` of them."""
     got: list[tuple[list[int], str]] = []
     stream = await client.completions.create(**request_of(case), stream=True)
     async with stream:

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_span import BlockCausalRequest, PlayedRequest, blocks
+from tests.played_requests import BlockCausalRequest, PlayedRequest, blocks
 from vllm_dllm.span import UNBOUNDED, Grid, Span
 from vllm_dllm.span_seeded import Seeded, SeededCausal
 

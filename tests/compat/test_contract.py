@@ -6,6 +6,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,25 @@ from vllm_dllm.ops.runner_kernels import fallback, kernels_of
 ROOT = Path(__file__).parents[2]
 
 
+@cache
+def contract_here() -> dict[str, dict[str, str]]:
+    """Found in a process of its own: an engine that ran in this one has put CPU
+    versions of some functions in their places."""
+    show = "import json, tests.contract as t; print(json.dumps(t.contract()))"
+    run = [sys.executable, "-c", show]
+    told = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+@pytest.mark.xdist_group("contract")
 @pytest.mark.parametrize("part", ["symbols", "kernels"])
 def test_what_we_rely_on_is_what_it_was(part: str) -> None:
     """A function that kept its name and changed what it does breaks us in silence:
     read what changed, mend or not, then `make contract`."""
     path = path_of_installed()
     assert path.exists(), f"nobody looked at this vLLM yet: make contract ({path.name})"
-    # In a process of its own: an engine that ran in this one has put CPU versions of
-    # some functions in their places.
-    show = "import json, tests.contract as t; print(json.dumps(t.contract()))"
-    run = [sys.executable, "-c", show]
-    told = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
     stored = json.loads(path.read_text())[part]
-    found = json.loads(told.stdout.splitlines()[-1])[part]
+    found = contract_here()[part]
     changed = {
         name: (stored.get(name), found.get(name))
         for name in stored.keys() | found.keys()

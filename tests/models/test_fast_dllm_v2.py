@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tests.checkpoints import derived, in_shards
 from tests.engine_config import engine_config, resolved
 from tests.engines import Engine, OneAtATime, tokens_of
-from tests.golden_cases import EOS, GOLDEN, MASK, Case, differences, new_cases
+from tests.golden_cases import EOS, GOLDEN, MASK, Case, differences
+from tests.new_cases import new_cases
 from tests.reference.fast_dllm_v2 import FastDLLMv2
 from tests.specs import EngineSpec
 from vllm_dllm.request import resolve
