@@ -167,4 +167,4 @@ async def test_a_server_outlives_random_bodies(server: Server) -> None:
     problems = [problem for _, problem in answers if problem]
     assert not problems, "\n".join([f"{len(problems)} problems", *problems[:40]])
     answered = [status for status, _ in answers].count(200)
-    assert BODIES / 10 < answered < BODIES * 0.9, "nearly all are good, or bad"
+    assert BODIES / 20 < answered < BODIES * 0.9, "nearly all are good, or bad"
