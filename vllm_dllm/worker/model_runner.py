@@ -93,14 +93,15 @@ class DenoisingModelRunner(GPUModelRunner):
         spans = SpanBatch.of(input_batch)
         assert spans is not None
         if input_batch.num_draft_tokens == 0:
-            # Prefill chunks only: there is no row to compute logits of, and a
-            # collective over zero rows fails on CPU.
+            # Prefill chunks only: there is no row to compute logits of.
             output = self.sampler.commit_only(spans)
         else:
             batch, rows = self.sampler.gather(spans)
+            # Blocks may be given whole; a collective over zero rows fails on CPU.
+            some = rows if len(rows) else rows.new_zeros(1)
             if self.lora_config is not None:
-                self.map_adapters(input_batch, rows)
-            logits = self.model.compute_logits(hidden_states[rows])
+                self.map_adapters(input_batch, some)
+            logits = self.model.compute_logits(hidden_states[some])[: len(rows)]
             output = self.sampler.denoise(logits, batch, input_batch, grammar_output)
         return output, output.num_sampled, output.num_rejected
 
