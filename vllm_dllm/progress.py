@@ -34,6 +34,8 @@ class Progress:
     """What the plan remembers of the last step."""
     forwards: ForwardCount = field(default_factory=ForwardCount)
     trajectory: list[int] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    """Absolute positions of what a grammar decided, if it is watched."""
     rest: Rest | None = None
     """Its block after the last step, if it wants to know."""
     _wanted: tuple[tuple[int, int, int | None], Span] | None = None
@@ -160,6 +162,9 @@ def annotate(
             if output.finish_reason is not None:
                 finished.append((progress.nfe, length))
             params = trace_params(request, progress)
+            if progress.forced:
+                start = request.num_prompt_tokens
+                params |= client_params(forced=[p - start for p in progress.forced])
             if draft is not None and output.finish_reason is None:
                 params |= draft_params(request, progress, draft)
             output.kv_transfer_params = params or None

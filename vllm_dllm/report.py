@@ -58,6 +58,8 @@ class StepReport:
     """Steps of their block that decided the tokens handed out."""
     drafts: dict[str, Draft] = field(default_factory=dict)
     rests: dict[str, Rest] = field(default_factory=dict)
+    forced: dict[str, list[int]] = field(default_factory=dict)
+    """Absolute positions written for which a grammar allowed one token."""
     marks: dict[str, int] = field(default_factory=dict)
     """What plans remember of the step (`Plan.mark`) where only the worker knows it."""
     candidates: dict[str, list[int]] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class StepReport:
 
     @property
     def is_worth_sending(self) -> bool:
-        parts = (self.trajectories, self.drafts, self.rests)
+        parts = (self.trajectories, self.drafts, self.rests, self.forced)
         planned = (self.marks, self.candidates)
         return any(map(bool, (*parts, *planned, self.revised)))
 

@@ -148,6 +148,9 @@ class BlockDiffusionScheduler(Scheduler):
         for req_id, steps in report.trajectories.items():
             if req_id in followed:
                 followed[req_id][1].trajectory.extend(steps)
+        for req_id, forced in report.forced.items():
+            if req_id in followed:
+                followed[req_id][1].forced.extend(forced)
         for req_id, rest in report.rests.items():
             if req_id in followed:
                 followed[req_id][1].rest = rest

@@ -1,14 +1,13 @@
 """Files of requests, through `vllm run-batch`."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forked import forked_command
 from tests.specs import CORE, SERVERS
 
 CHAT = {"messages": [{"role": "user", "content": "reverse: a b c"}], "max_tokens": 8}
@@ -47,9 +46,9 @@ def test_a_line_that_cannot_be_read_ends_alone(tmp_path: Path) -> None:
     vllm = Path(sys.executable).with_name("vllm")
     command = [vllm, "run-batch", "-i", questions, "-o", answers, "--model"]
     command += [spec.checkpoint, "--max-model-len", "512", "--enforce-eager"]
-    environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": str(CORE)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment, log = {"VLLM_CPU_OMP_THREADS_BIND": str(CORE)}, tmp_path / "log"
+    done = forked_command([str(word) for word in command], environment, log)
+    assert done.wait(200) == 0, log.read_text()[-3000:]
     told = {one["custom_id"]: one for one in map(json.loads, answers.open())}
     assert told.keys() == LINES.keys()
     for name, (_, fault) in LINES.items():

@@ -1,25 +1,25 @@
 """The page in a real browser, against a server of the bundled model."""
 
-import os
-import shutil
-import time
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.engines import uses_server
+from tests.pages import (
+    ANSWER,
+    SUM,
+    api,
+    ask,
+    choose,
+    column,
+    counter,
+    expect,
+    finished,
+)
 from tests.servers import Server
 from vllm_dllm.decoding.registry import BUFFERED, NAMES, get_rule
 from vllm_dllm.params import BUFFER_FIELDS, DllmParams
 
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-expect = api.expect
-
 pytestmark = uses_server("tiny-llada2")
 
-TINY = Path(__file__).parents[2] / "models" / "tiny-llada2"
-SUM, ANSWER = "Solve: 12 + 30.", "12 + 30 = 42"
 HOLD_AFTER_FIRST_DRAFT = r"""
 const released = new Promise((release) => { window.release = release; });
 const ask = window.fetch;
@@ -44,69 +44,6 @@ window.fetch = async (...asked) => {
 };
 """
 """A server is often faster than the screen: its events wait for `release()`."""
-
-
-def chromium_path(playwright: "api.Playwright") -> str | None:
-    """A system's chromium, or the one that `playwright install` puts away."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = [os.environ.get("CHROMIUM"), *map(shutil.which, names)]
-    own = playwright.chromium.executable_path
-    return next((path for path in [*found, own] if path and Path(path).exists()), None)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["api.Browser"]:
-    with api.sync_playwright() as playwright:
-        path = chromium_path(playwright)
-        if path is None:
-            pytest.skip("no chromium: apt-get install chromium, or set CHROMIUM")
-        browser = playwright.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: "api.Browser", server: Server) -> Iterator["api.Page"]:
-    """The page in its own window; it may not fail, nor ask any other host."""
-    context = browser.new_context(viewport={"width": 1100, "height": 720})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    expect.set_options(timeout=30_000)
-    errors, urls = [], []
-    page.on("pageerror", lambda error: errors.append(error))
-    page.on("request", lambda request: urls.append(request.url))
-    page.goto(f"{server.url}/dllm")
-    expect(page.locator("#model-name")).to_have_text(Server.MODEL)
-    yield page
-    context.close()
-    assert not errors
-    assert all(url.startswith(server.url) for url in urls)
-
-
-def column(page: "api.Page", name: str = "A") -> "api.Locator":
-    return page.get_by_role("region", name=f"Column {name}")
-
-
-def choose(column: "api.Locator", rule: str, **fields: str) -> None:
-    column.get_by_label("Decoding rule").select_option(rule)
-    for label, value in fields.items():
-        column.get_by_label(label.replace("_", " "), exact=True).fill(value)
-
-
-def ask(page: "api.Page", text: str) -> None:
-    """Send a message and wait for the end of all answers."""
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-    finished(page)
-
-
-def finished(page: "api.Page") -> None:
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-    expect(page.locator(".answer.running")).to_have_count(0)
-
-
-def counter(answer: "api.Locator", name: str) -> float:
-    return float(answer.locator(f"[data-counter={name}]").inner_text())
 
 
 def test_answer_is_seen_denoising_and_can_be_replayed(page: "api.Page"):
@@ -164,26 +101,27 @@ def test_stop_ends_the_request(page: "api.Page", server: Server):
     """Prevents an abandoned answer that goes on using the server."""
 
     def without_end(route: "api.Route") -> None:
-        body = route.request.post_data_json | {"ignore_eos": True, "max_tokens": 1900}
-        route.continue_(post_data=body)
+        long = {"ignore_eos": True, "max_tokens": 1900}
+        slow = {"temperature": 1, "top_k": 20, "repetition_penalty": 1.1, "seed": 1}
+        route.continue_(post_data=route.request.post_data_json | long | slow)
 
+    before = server.metric("generation_tokens_total")
     page.route("**/v1/generate", without_end)
+    # Its own events would keep a busy browser from the button.
+    page.evaluate(HOLD_AFTER_FIRST_DRAFT)
     choose(column(page), "sequential")
     page.get_by_label("Message", exact=True).fill(SUM)
     page.keyboard.press("Enter")
     answer = page.locator(".answer")
-    # Not when the page shows a token: a busy browser may be seconds behind.
-    while not server.metric("num_requests_running"):
-        page.wait_for_timeout(20)  # milliseconds, in which the page goes on
+    expect(answer.locator(".mask").first).to_be_visible()
     page.get_by_role("button", name="Stop").click()
+    page.evaluate("release()")
     finished(page)
     expect(answer.get_by_text("Stopped.")).to_be_visible()
     assert counter(answer, "tokens") < 1900
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
-    deadline = time.monotonic() + 30
-    while server.metric("num_requests_running"):
-        assert time.monotonic() < deadline, "the request is still running"
-        time.sleep(0.1)
+    assert not server.held()
+    assert server.metric("generation_tokens_total") - before < 1900
 
 
 def test_refusal_is_shown_in_the_words_of_the_server(page: "api.Page"):

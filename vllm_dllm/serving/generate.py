@@ -193,14 +193,14 @@ class GenerateServing(OpenAIServingCompletion):
             sent = 0
             async for _, result in result_generator:
                 [choice] = result.outputs
-                text, sent = text + choice.text, sent + len(choice.token_ids)
-                draft = (result.kv_transfer_params or {}).get("dllm_draft")
-                if choice.text or choice.token_ids:
+                params = result.kv_transfer_params or {}
+                token_ids, draft = list(choice.token_ids), params.get("dllm_draft")
+                if choice.text or token_ids:
+                    forced = self.forced_part(token_ids, sent, params)
                     yield event(
-                        "append",
-                        text=choice.text,
-                        token_ids=list(choice.token_ids),
+                        "append", text=choice.text, token_ids=token_ids, **forced
                     )
+                text, sent = text + choice.text, sent + len(token_ids)
                 if draft is not None:
                     ids = draft["token_ids"]
                     tokenizer = self.renderer.tokenizer
@@ -212,6 +212,19 @@ class GenerateServing(OpenAIServingCompletion):
         except Exception as error:
             yield f"data: {self.create_streaming_error_response(error)}\n\n"
         yield "data: [DONE]\n\n"
+
+    def forced_part(
+        self, token_ids: list[int], start: int, params: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What an event tells of tokens that a grammar decided; `start`: position of
+        the first token in the answer."""
+        own = range(start, start + len(token_ids))
+        forced = [p for p in params.get("dllm_forced", ()) if p in own]
+        tokenizer = self.renderer.tokenizer
+        if not forced or tokenizer is None:
+            return {}
+        texts = [tokenizer.decode([t], skip_special_tokens=True) for t in token_ids]
+        return {"token_texts": texts, "forced": forced}
 
     def prompt_text(self, text: str | None, token_ids: list[int] | None) -> str:
         """The prompt as text, however it was given."""

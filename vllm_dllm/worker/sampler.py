@@ -139,6 +139,7 @@ class DenoisingSampler:
             candidate=decision.candidate,
             count=count,
             revises=self._may_revise(batch.spans),
+            forced=None if reach is None else decision.write & reach.forced,
             opened=self.buffers.opened,
         )
         self._make_report = partial(self.telling.report, outcome)

@@ -28,6 +28,9 @@ class Outcome:
     """[n] int32: tokens handed out."""
     revises: bool
     """Whether a rule of the batch may replace tokens."""
+    forced: torch.Tensor | None
+    """[m, width] bool: of `write`, where a grammar allowed one token; None without any
+    grammar."""
     opened: torch.Tensor
     """[num_slots] int64: end of the last block that was opened; undefined where a
     request has one block at a time."""
@@ -95,6 +98,9 @@ class Telling:
                 )
             if slot in self.watched and batch.active[front]:
                 known = int(batch.known[front])
+                if step.forced is not None:
+                    forced = canvas(index, step.forced).nonzero().squeeze(1) + known
+                    report.forced[req_id] = forced.tolist()
                 tokens = batch.tokens.masked_fill(batch.masked, -1)
                 changed = canvas(index, step.changed).nonzero().squeeze(1) + known
                 blocks = batch.blocks_of(index)

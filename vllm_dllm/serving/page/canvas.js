@@ -14,9 +14,10 @@ export class Canvas {
 
   draw(pieces, frame) {
     const emitted = pieces.slice(0, frame.pieces);
-    const isFresh = (piece) => frame.index - piece.frame < FRESH;
-    const fresh = emitted.filter(isFresh);
-    const settled = emitted.filter((piece) => !isFresh(piece));
+    const isPlain = (piece) => !piece.forced && frame.index - piece.frame >= FRESH;
+    const plain = emitted.findIndex((piece) => !isPlain(piece));
+    const rest = plain < 0 ? [] : emitted.slice(plain);
+    const settled = plain < 0 ? emitted : emitted.slice(0, plain);
     this.settled.data = settled.map((piece) => piece.text).join("");
     const old = this.nodes;
     this.nodes = new Map();
@@ -27,13 +28,15 @@ export class Canvas {
     };
     arrange(this.element, [
       this.settled,
-      ...fresh.map((piece) => this.piece(keep(piece), piece, frame)),
+      ...rest.map((piece) => this.piece(keep(piece), piece, frame)),
       ...frame.cells.map((cell) => this.cell(keep(cell.position), cell, frame)),
     ]);
   }
 
   piece(node, piece, frame) {
-    return dress(node, `emitted ${age(frame.index - piece.frame)}`, piece.text);
+    const names = ["emitted", age(frame.index - piece.frame)];
+    if (piece.forced) names.push("forced");
+    return dress(node, names.join(" "), piece.text);
   }
 
   cell(node, { position, token, since, revised }, frame) {

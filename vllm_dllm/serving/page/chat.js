@@ -43,8 +43,7 @@ export class Chat {
   /** Takes over the conversation of another column, and its settings if it has none. */
   adopt(other) {
     this.clear();
-    const isUnset = !Object.keys(this.settings.fields).length;
-    if (isUnset) this.settings.set(other.settings.fields);
+    if (this.settings.isUnset) this.settings.copy(other.settings);
     this.messages = [...other.messages];
     if (this.messages.length) this.log.replaceChildren();
     for (const { role, content } of this.messages) {
@@ -75,7 +74,7 @@ export class Chat {
     let problem = null;
     try {
       const prompt = await this.server.promptOf(model, messages, running.signal);
-      const fields = { model, prompt, ...this.settings.fields };
+      const fields = { model, prompt, ...this.settings.wishes };
       answer.started = performance.now();
       for await (const event of this.server.generate(fields, running.signal)) {
         const isAtEnd = this.isAtEnd();
@@ -129,6 +128,7 @@ function welcome() {
       line("token sign", "∎", "the end, decoded before the rest"),
       line("token revised", "edit", "replaced by a better token"),
       line("", "text", "emitted: it stays as it is"),
+      line("forced", "{", "emitted where a schema left no choice"),
     ),
   );
 }

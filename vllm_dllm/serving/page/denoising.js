@@ -2,7 +2,7 @@
  * Knows nothing of the page. */
 export class Denoising {
   constructor() {
-    /** Emitted text in pieces: {text, frame}. Only ever grows. */
+    /** Emitted text in pieces: {text, frame, forced}. Only ever grows. */
     this.pieces = [];
     this.frames = [];
     this.frame = {
@@ -37,8 +37,15 @@ export class Denoising {
   }
 
   // A step is an append, a draft, or both in this order: the draft completes it.
-  append({ text, token_ids }) {
-    this.pieces.push({ text, frame: this.frame.index + 1 });
+  append({ text, token_ids, token_texts = [], forced = [] }) {
+    const frame = this.frame.index + 1;
+    // Bytes of a character may come in several tokens, and make no text by themselves.
+    const isWhole = token_texts.join("") === text;
+    const parts = isWhole && forced.length ? token_texts : [text];
+    parts.forEach((part, i) => {
+      const isForced = isWhole && forced.includes(this.frame.tokens + i);
+      this.pieces.push({ text: part, frame, forced: isForced });
+    });
     const tokens = this.frame.tokens + token_ids.length;
     this.frame = {
       ...this.frame,

@@ -1,4 +1,5 @@
 import { make } from "./dom.js";
+import { SchemaBox } from "./schema.js";
 
 /** Rules and the fields they use: the names and `parameters` of vllm_dllm/decoding. */
 export const RULES = {
@@ -105,6 +106,7 @@ let lastId = 0;
 export class Settings {
   constructor() {
     this.rows = new Map();
+    this.schema = new SchemaBox();
     this.summary = make("summary");
     const rule = { label: "Decoding rule", options: Object.keys(RULES) };
     this.element = make(
@@ -126,10 +128,11 @@ export class Settings {
           ),
           make(
             "button",
-            { type: "button", class: "quiet", onclick: () => this.set({}) },
+            { type: "button", class: "quiet", onclick: () => this.copy(null) },
             "Reset",
           ),
         ),
+        make("div", { class: "rest" }, this.schema.element),
       ),
     );
     this.element.addEventListener("input", () => this.refresh());
@@ -144,7 +147,16 @@ export class Settings {
     });
   }
 
-  /** Fields of a request: those that the user set and that are on view. */
+  /** All that a request says. Throws where the schema is no JSON. */
+  get wishes() {
+    return { ...this.fields, ...this.schema.fields };
+  }
+
+  get isUnset() {
+    return !Object.keys(this.fields).length && this.schema.text === "";
+  }
+
+  /** Fields of decoding: those that the user set and that are on view. */
   get fields() {
     const fields = {};
     for (const [name, { element, input }] of this.rows) {
@@ -154,8 +166,12 @@ export class Settings {
     return fields;
   }
 
-  set(fields) {
-    for (const [name, { input }] of this.rows) input.value = fields[name] ?? "";
+  /** Takes over what another column has set; forgets all without one. */
+  copy(other) {
+    for (const [name, { input }] of this.rows) {
+      input.value = other?.fields[name] ?? "";
+    }
+    this.schema.text = other?.schema.text ?? "";
     this.refresh();
   }
 
@@ -184,6 +200,7 @@ export class Settings {
       const { label } = this.rows.get(name);
       return `${label.toLowerCase()} ${value}`;
     });
+    if (this.schema.text !== "") set.push("a schema");
     const heading = make("b", {}, dllm_algorithm ?? "Server's rule");
     this.summary.replaceChildren(heading, set.length ? " " + set.join(", ") : "");
   }
