@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines import OneAtATime
 from tests.forked import forked_command
 from tests.specs import CORE, SERVERS
 
@@ -33,8 +34,11 @@ LINES: dict[str, tuple[dict[str, Any], str | None]] = {
 
 @pytest.mark.server
 @pytest.mark.timeout(300)
-def test_a_line_that_cannot_be_read_ends_alone(tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_read_ends_alone(
+    running: OneAtATime, tmp_path: Path
+) -> None:
     """vLLM ends the run, and with it the answers of all other lines."""
+    running.close()
     spec = SERVERS["tiny-llada2"]
     questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     with questions.open("w") as file:

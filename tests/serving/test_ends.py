@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.engines import OneAtATime
 from tests.processes import family_of, left_after
 from tests.servers import Server
 from tests.specs import SERVERS
@@ -31,8 +32,9 @@ ANSWER = {
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Server]:
+def own_server(running: OneAtATime, tmp_path: Path) -> Iterator[Server]:
     """A server of the test's own, which it may kill."""
+    running.close()  # its environment is not a user's
     spec = replace(SERVERS["sdar16"], routes=True, spawned=True)
     server = Server(spec, tmp_path / "server.log")
     yield server
