@@ -18,47 +18,33 @@ def new_cases(
 ) -> list[Case]:
     """Without their answers."""
     rng = random.Random(f"{checkpoint} {prompt_lengths}")
-    # Rule, threshold, and the share of the block that a step decodes at least.
-    rules = [("low_confidence_dynamic", 0.3, 1), ("low_confidence_static", None, 2)]
-    rules.append(("sequential", None, 2))
-    if checkpoint.startswith("llada"):
-        rules = [("llada2", 0.95, 1), ("llada2", 0.3, 2)]
-    if checkpoint.startswith("fastdllm2"):
-        return [
-            Case(
-                checkpoint,
-                [rng.randrange(2, MASK) for _ in range(length)],
-                gen_length,
-                block_length,
-                "threshold",
-                threshold=threshold,
-                sub_block_length=sub_block_length,
-            )
-            for length in prompt_lengths
-            for threshold, sub_block_length in ((0.9, 8), (0.3, 12))
-        ]
-    if checkpoint.startswith("llada22"):
-        return [
-            Case(
-                checkpoint,
-                [rng.randrange(2, MASK) for _ in range(length)],
-                gen_length,
-                block_length,
-                **fields,
-            )
-            for length in prompt_lengths
-            for fields in LLADA22_RULES
-        ]
     return [
         Case(
             checkpoint,
             [rng.randrange(2, MASK) for _ in range(length)],
             gen_length,
             block_length,
-            algorithm,
-            block_length // tokens_per_step,
-            threshold,
+            **fields,
         )
         for length in prompt_lengths
-        for algorithm, threshold, tokens_per_step in rules
+        for fields in rules_of(checkpoint, block_length)
+    ]
+
+
+def rules_of(checkpoint: str, block_length: int) -> list[dict[str, Any]]:
+    if checkpoint.startswith("fastdllm2"):
+        return [
+            {"algorithm": "threshold", "threshold": threshold, "sub_block_length": sub}
+            for threshold, sub in ((0.9, 8), (0.3, 12))
+        ]
+    if checkpoint.startswith("llada22"):
+        return LLADA22_RULES
+    # Rule, threshold, and the share of the block that a step decodes at least.
+    rules = [("low_confidence_dynamic", 0.3, 1), ("low_confidence_static", None, 2)]
+    rules.append(("sequential", None, 2))
+    if checkpoint.startswith("llada"):
+        rules = [("llada2", 0.95, 1), ("llada2", 0.3, 2)]
+    return [
+        {"algorithm": name, "threshold": threshold, "steps": block_length // share}
+        for name, threshold, share in rules
     ]

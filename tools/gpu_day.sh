@@ -8,7 +8,7 @@
 #   DRY=1 tools/gpu_day.sh               says what it would run
 #
 #   OUT=gpu-day      where logs and tables go
-#   SITE=/tmp/site   where PARTS are laid; each holds files for there, or wheels/*.whl
+#   SITE=~/gpu-day-site   where PARTS are laid; each holds files for there, or wheels/*.whl
 #   LIMIT=60         seconds of each part, instead of its own
 #
 # `fit` says within seconds whether this torch and vLLM's build go together; nothing is
@@ -16,7 +16,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-OUT=${OUT:-gpu-day} SITE=${SITE:-/tmp/site} PARTS=${PARTS:-} DRY=${DRY:-}
+OUT=${OUT:-gpu-day} SITE=${SITE:-$HOME/gpu-day-site} PARTS=${PARTS:-} DRY=${DRY:-}
 PYTHON=${PYTHON:-python3}
 ALL=(fit check bench kernels)
 declare -A LIMITS=([fit]=180 [check]=540 [bench]=540 [kernels]=180)

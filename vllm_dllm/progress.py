@@ -49,6 +49,13 @@ class Progress:
         progress: Progress = request.dllm_progress
         return progress
 
+    def take(self, report: StepReport, req_id: str) -> None:
+        """Keep what the worker says of the request's last step."""
+        self.trajectory += report.trajectories.get(req_id, ())
+        self.forced += report.forced.get(req_id, ())
+        self.rest = report.rests.get(req_id, self.rest)
+        self.candidates = report.candidates.get(req_id, self.candidates)
+
     def wanted(self, computed: int, known: int) -> Span:
         """What the request wants to forward next; asked several times in a step."""
         asked = computed, known, self.mark

@@ -145,18 +145,9 @@ class BlockDiffusionScheduler(Scheduler):
             for req_id in step.spans
             if (request := self.requests.get(req_id)) is not None
         }
-        for req_id, steps in report.trajectories.items():
-            if req_id in followed:
-                followed[req_id][1].trajectory.extend(steps)
-        for req_id, forced in report.forced.items():
-            if req_id in followed:
-                followed[req_id][1].forced.extend(forced)
-        for req_id, rest in report.rests.items():
-            if req_id in followed:
-                followed[req_id][1].rest = rest
-        for req_id, candidates in report.candidates.items():
-            if req_id in followed:
-                followed[req_id][1].candidates = candidates
+        if report.is_worth_sending:
+            for req_id, (_, progress) in followed.items():
+                progress.take(report, req_id)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for req_id, (request, progress) in followed.items():
             if RequestStatus.is_finished(request.status):
