@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
+    """Chromium, until its module's tests are over: playwright's event loop counts as
+    running all the while, and no asynchronous test could follow in this process."""
     from tests.pages import api, chromium_path
 
     with api.sync_playwright() as playwright:
