@@ -44,12 +44,6 @@ def int4(weight: Tensor) -> Parts:
     }
 
 
-def int8(weight: Tensor) -> Parts:
-    values, scale = rounded(weight, weight.shape[1], 127)
-    values = values.flatten(1).to(torch.int8)
-    return {"weight": values, "weight_scale": scale.flatten(1)}
-
-
 def gptq(weight: Tensor) -> Parts:
     outputs, inputs = weight.shape
     values, scale = rounded(weight, GROUP, 7)
@@ -79,34 +73,19 @@ def interleaved(values: Tensor) -> Tensor:
     return eights[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1)
 
 
-def compressed_tensors(
-    name: str, weights: dict[str, Any], inputs: dict[str, Any] | None, plain: list[str]
-) -> dict[str, Any]:
-    """llm-compressor's `quantization_config`; modules in `plain` stay as they are."""
-    common = {"type": "int", "symmetric": True}
-    group = {
-        "targets": ["Linear"],
-        "weights": {**common, "dynamic": False, **weights},
-        "input_activations": inputs and {**common, "dynamic": True, **inputs},
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": name,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": plain,
-    }
-
-
 def config_of(scheme: Callable[[Tensor], Parts], plain: list[str]) -> dict[str, Any]:
-    """`quantization_config` of a checkpoint."""
+    """`quantization_config` of a checkpoint; modules in `plain` stay as they are."""
     if scheme is int4:
-        weights = {"num_bits": 4, "strategy": "group", "group_size": GROUP}
-        return compressed_tensors("pack-quantized", weights, None, plain)
-    if scheme is int8:
-        weights = {"num_bits": 8, "strategy": "channel"}
-        inputs = {"num_bits": 8, "strategy": "token"}
-        return compressed_tensors("int-quantized", weights, inputs, plain)
+        bits = {"type": "int", "num_bits": 4, "symmetric": True, "dynamic": False}
+        weights = {**bits, "strategy": "group", "group_size": GROUP}
+        group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+        return {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": plain,
+        }
     if scheme is awq:
         config = {"bits": 4, "group_size": GROUP, "zero_point": True}
         return {"quant_method": "awq", "modules_to_not_convert": plain, **config}

@@ -14,6 +14,9 @@ from vllm.distributed import (
     init_distributed_environment,
     initialize_model_parallel,
 )
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (  # noqa: E501
+    CompressedTensorsLinearMethod,
+)
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.utils.network_utils import get_open_port
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -25,7 +28,9 @@ from tests.engines import Engine, OneAtATime
 from tests.golden_cases import GOLDEN
 from tests.models import test_llada_moe, test_sdar_moe, test_stable_diffcoder
 from tests.specs import MODELS, EngineSpec
+from tools import quantize
 from vllm_dllm.models.block_diffusion import BlockDiffusion
+from vllm_dllm.quantization.linear import Int8LinearMethod
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -126,12 +131,25 @@ def load(folder: Path) -> BlockDiffusion:
     return model
 
 
+def ready(folder: Path, **options: Any) -> torch.nn.Module:
+    """The model as a worker has it, with its weights in their kernels' form."""
+    config = engine_config(folder, dtype="float32", **options)
+    loader = get_model_loader(config.load_config)
+    with set_current_vllm_config(config):
+        return loader.load_model(config, config.model_config)
+
+
 def without(base: Path, folder: Path, pattern: str, **changes: Any) -> Path:
     """A copy of the checkpoint that lacks the tensors of this pattern."""
     weights = load_file(base / "model.safetensors")
     left = {name: w for name, w in weights.items() if not re.fullmatch(pattern, name)}
     assert len(left) < len(weights)
     return derived(folder, str(base), left, **changes)
+
+
+def tied(base: Path, folder: Path) -> Path:
+    """A copy whose head is the embedding."""
+    return without(base, folder, "lm_head.weight", tie_word_embeddings=True)
 
 
 @pytest.mark.parametrize("family", COMPLETE)
@@ -166,6 +184,27 @@ def test_shards_are_read_as_the_whole(
     assert not tensors
 
 
+@pytest.mark.parametrize("family", [*COMPLETE, "tied"])
+def test_int8_that_was_stored_is_int8_that_is_made(
+    family: str, tmp_path: Path, one_rank: None
+) -> None:
+    """A layer that is left out, or rounded otherwise, answers otherwise."""
+    if family == "tied":
+        base = tied(GOLDEN / "sdar-pub0", tmp_path / "base")
+    else:
+        base = COMPLETE[family](tmp_path / "base")
+    quantize.main([str(base), str(tmp_path / "stored")])
+    stored = dict(ready(tmp_path / "stored").named_modules())
+    for name, expected in ready(base, quantization="dllm_int8").named_modules():
+        method = getattr(expected, "quant_method", None)
+        found = getattr(stored[name], "quant_method", None)
+        is_int8 = isinstance(method, Int8LinearMethod)
+        assert isinstance(found, CompressedTensorsLinearMethod) == is_int8, name
+        if is_int8:
+            x = torch.randn(3, expected.input_size_per_partition)
+            assert torch.equal(found.apply(stored[name], x), method.apply(expected, x))
+
+
 def test_only_the_first_of_many_are_named(tmp_path: Path, one_rank: None) -> None:
     """A message of a thousand names hides what it says."""
     model = load(without(GOLDEN / "sdar-pub0", tmp_path / "m", r".*layers\.1\..*"))
@@ -194,9 +233,7 @@ def test_a_tensor_that_does_not_fit_is_named(
 )
 def test_a_tied_head_is_not_missed(base: str, tmp_path: Path, one_rank: None) -> None:
     """Tied checkpoints have no head of their own, and may have no more than that."""
-    tied = {"tie_word_embeddings": True}
-    folder = without(GOLDEN / base, tmp_path / "a", "lm_head.weight", **tied)
-    load(folder).refuse_incomplete()
+    load(tied(GOLDEN / base, tmp_path / "a")).refuse_incomplete()
 
 
 def test_a_router_may_do_without_a_bias_that_is_not_stated(
