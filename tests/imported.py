@@ -7,8 +7,10 @@ their configurations. Nothing here may start a thread.
 import atexit
 import gc
 import importlib
+from functools import partial
 
 import setproctitle
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.model_executor.models import registry
 from vllm.plugins import load_general_plugins
 
@@ -22,6 +24,8 @@ for name in (
 load_general_plugins()
 # vLLM looks at each class of model in a process of its own, lest CUDA be started here.
 registry._run_in_subprocess = lambda look: look()
+# A reader that spins takes the core that its writer needs, where cores are few.
+shm_broadcast.SpinCondition = partial(shm_broadcast.SpinCondition, busy_loop_s=0)
 setproctitle.getproctitle()  # finds the place of the title, which moves
 # The collector of a fork need not look at any of it.
 gc.collect()

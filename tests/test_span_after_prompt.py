@@ -41,7 +41,7 @@ def test_a_request_is_answered_with_its_open_blocks(
         computed = plan.next_start(got, known)
         # What is final: whole units of tokens that were known before the step.
         assert computed + plan.repeats == plan.grid.start_of(before)
-        if random.random() < 0.1:
+        if steps < 100 and random.random() < 0.1:
             computed = 0  # preempted
         steps += 1
         assert steps < 1000, "does not end"

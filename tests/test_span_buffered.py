@@ -47,7 +47,7 @@ def test_a_request_is_answered_with_whole_buffers(
         computed = plan.next_start(got, known)
         mark = plan.mark(got, mark)
         assert computed % block == 0 and computed <= got.known
-        if random.random() < 0.1:
+        if steps < 100 and random.random() < 0.1:
             computed = 0  # preempted
         steps += 1
         assert steps < 1000, "does not end"
