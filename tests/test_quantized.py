@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests import quantized
@@ -132,8 +134,31 @@ def test_weights_that_become_int8_answer_right(base: str, running: OneAtATime) -
         base == "tiny-llada2"
     )
     assert right_sums(engine, 40) >= 37
-    with pytest.raises(ValueError, match="new weights are not supported"):
-        engine.llm.collective_rpc("reload_weights")
+
+
+def check_new_weights(engine: Engine, base: Path, folder: Path) -> None:
+    """Other weights give other answers, and the first ones the first answers again."""
+    draw = torch.Generator().manual_seed(0)
+    weights = load_file(base / "model.safetensors")
+    other = {
+        name: weight * (1 + torch.rand(weight.shape, generator=draw) / 8)
+        for name, weight in weights.items()
+    }
+    others = derived(folder / "other", str(base), other)
+    first = first_logprobs(engine)
+    engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(others)})
+    assert first_logprobs(engine) != first
+    engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(base)})
+    assert first_logprobs(engine) == first
+
+
+@pytest.mark.parametrize("base", PLAIN)
+def test_new_weights_become_int8_as_the_first_ones_did(
+    base: str, running: OneAtATime, tmp_path: Path
+) -> None:
+    """A kernel that keeps the address of the scales before, or another dtype."""
+    engine = engine_of(running, MODELS / base, quantization="dllm_int8")
+    check_new_weights(engine, MODELS / base, tmp_path)
 
 
 def test_a_head_that_is_the_embedding_becomes_int8_too(
@@ -150,6 +175,7 @@ def test_a_head_that_is_the_embedding_becomes_int8_too(
     assert len(both) > 0.8 * len(plain)
     off = [abs(plain[key] - found[key]) for key in both]
     assert 1e-4 < sum(off) / len(off) < 0.15
+    check_new_weights(engine, tied, tmp_path)
 
 
 def test_a_quantized_cache_answers_right(running: OneAtATime) -> None:

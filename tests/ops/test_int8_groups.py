@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vllm_dllm.ops import int8_groups
 from vllm_dllm.ops.int8_groups import (
     Int8Rows,
     multiply_groups,
@@ -66,3 +68,31 @@ def test_zeros_stay_zeros() -> None:
     """A scale of zero would make them no numbers."""
     rows = quantize(torch.zeros(2, 8))
     assert rows.values.count_nonzero() == 0 and rows.scale.tolist() == [1, 1]
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the bytes of the largest tensor that is made within."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.found = max(self.found, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("shape", [(300, 70), (5, 60, 70), (2, 30000)])
+def test_large_weights_are_quantized_in_parts(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head in float32, several times over, is more than all layers in int8; and a
+    part with the scale of another is another weight."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    whole = quantize(weight)
+    monkeypatch.setattr(int8_groups, "AT_ONCE", 5000)
+    with Largest() as largest:
+        parts = quantize(weight)
+    assert torch.equal(parts.values, whole.values)
+    assert torch.equal(parts.scale, whole.scale)
+    assert largest.found <= max(weight.numel(), 4 * 5000, 4 * weight[0].numel())

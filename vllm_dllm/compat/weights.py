@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 _EXPERTS = "vllm.model_executor.layers.fused_moe"
 NEW_WEIGHTS = ("reload_weights", "update_weights", "finish_weight_update")
 """Methods of workers after which the weights are others."""
-BEFORE_THEM = ("reload_weights", "start_weight_update")
 
 
 @wraps(
@@ -81,25 +80,17 @@ def pack_tied_heads(function: Callable[..., None]) -> Callable[..., None]:
 def change_weights(function: Callable[..., Any]) -> Callable[..., Any]:
     """Forget the keys of old weights with them, those of running requests too.
 
-    Weights that became int8 on their way in are refused: a head that was the embedding
-    would stay the old one.
     Where the engine is paused, whoever paused it has said whether caches are cleared.
     vLLM keeps pages of old weights until it is told otherwise, and shares them.
     Removable when vLLM clears its prefix cache with new weights.
     """
     from vllm_dllm.models.registry import is_ours
-    from vllm_dllm.quantization.config import NAME as INT8
 
     def collective_rpc(
         self: "EngineCore", method: str | Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        model_config = self.vllm_config.model_config
-        ours = is_ours(model_config)
-        if ours and method in BEFORE_THEM and model_config.quantization == INT8:
-            raise ValueError(
-                f"{method}: new weights are not supported with --quantization {INT8}"
-            )
         result = function(self, method, *args, **kwargs)
+        ours = is_ours(self.vllm_config.model_config)
         if ours and method in NEW_WEIGHTS and not self.is_scheduler_paused():
             self.reset_prefix_cache(reset_running_requests=True)
         return result

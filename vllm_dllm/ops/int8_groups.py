@@ -9,6 +9,8 @@ from vllm_dllm.ops import extension
 LARGEST = 127
 TILE = 4
 """Outputs that the kernel takes at a time."""
+AT_ONCE = 1 << 20
+"""Numbers that are quantized together: on the way they are float32, several times."""
 
 
 @dataclass
@@ -27,6 +29,20 @@ def quantize(rows: torch.Tensor) -> Int8Rows:
     Args:
         rows: [..., width], any float dtype. A row of zeros gets the scale 1.
     """
+    if rows.numel() <= AT_ONCE:
+        return quantize_at_once(rows)
+    values = torch.empty_like(rows, dtype=torch.int8)
+    scale = rows.new_empty(rows.shape[:-1], dtype=torch.float32)
+    size = max(1, AT_ONCE // rows[0].numel())
+    parts = (each.split(size) for each in (rows, values, scale))
+    for part, its_values, its_scale in zip(*parts, strict=True):
+        made = quantize_at_once(part)
+        its_values.copy_(made.values)
+        its_scale.copy_(made.scale)
+    return Int8Rows(values, scale)
+
+
+def quantize_at_once(rows: torch.Tensor) -> Int8Rows:
     wide = rows.float()
     scale = wide.abs().amax(dim=-1) / LARGEST
     scale = torch.where(scale == 0, 1.0, scale)

@@ -52,9 +52,13 @@ class Int8Config(QuantizationConfig):
             LinearBase,
             UnquantizedLinearMethod,
         )
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.layers.vocab_parallel_embedding import (
+            ParallelLMHead,
+            VocabParallelEmbedding,
+        )
 
         from vllm_dllm.quantization.linear import (
+            EmbeddingMethod,
             Int8LinearMethod,
             Int8TiedHeadMethod,
         )
@@ -68,6 +72,8 @@ class Int8Config(QuantizationConfig):
                 return Int8TiedHeadMethod()
             case LinearBase() | ParallelLMHead():
                 return Int8LinearMethod()
+            case VocabParallelEmbedding():
+                return EmbeddingMethod()
         return None
 
 

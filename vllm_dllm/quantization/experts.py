@@ -7,6 +7,7 @@ from torch.nn.functional import silu
 from vllm.model_executor.layers.quantization.online.moe_base import OnlineMoEMethodBase
 from vllm.model_executor.utils import replace_parameter
 
+from vllm_dllm.ops.heap import give_back
 from vllm_dllm.ops.int8_groups import Int8Rows, multiply_groups, quantize
 
 
@@ -23,14 +24,14 @@ class Int8ExpertsMethod(OnlineMoEMethodBase):
             return
         for name in ("w13", "w2"):
             weight = getattr(layer, f"{name}_weight")
-            # One by one: a layer of all experts in float32 is large.
-            experts = [quantize(expert) for expert in weight]
-            values = torch.stack([expert.values for expert in experts])
-            replace_parameter(layer, f"{name}_weight", values)
-            scale = torch.stack([expert.scale for expert in experts])
-            replace_parameter(layer, f"{name}_scale", scale)
-            sums = values.sum(dim=-1, dtype=torch.int32)
+            rows = quantize(weight)
+            weight.data = weight.new_empty(0)  # vLLM's loader still holds it
+            replace_parameter(layer, f"{name}_weight", rows.values)
+            replace_parameter(layer, f"{name}_scale", rows.scale)
+            # One by one: those of all experts in int32 are large.
+            sums = torch.stack([v.sum(dim=-1, dtype=torch.int32) for v in rows.values])
             replace_parameter(layer, f"{name}_sum", sums)
+        give_back()
         layer._already_called_process_weights_after_loading = True
 
     def apply(

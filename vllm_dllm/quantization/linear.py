@@ -13,7 +13,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
+from vllm.utils.torch_utils import set_default_torch_dtype
 
+from vllm_dllm.ops.heap import give_back
 from vllm_dllm.ops.int8_groups import quantize
 
 
@@ -60,17 +62,27 @@ class Int8LinearMethod(LinearMethodBase):
         if getattr(layer, "_already_called_process_weights_after_loading", False):
             return
         rows = quantize(layer.weight)
+        self.let_go(layer.weight)
         replace_parameter(layer, "weight", rows.values)
+        # The kernel has its address alone, and vLLM puts another in the place of the
+        # parameter when weights are loaded again.
+        layer.kernels_scale = rows.scale
         replace_parameter(layer, "weight_scale", rows.scale.unsqueeze(1))
         layer.logical_widths = [
             len(rows.values)
         ]  # scales are of rows, whatever is fused
         layer.input_scale = layer.input_zero_point = layer.azp_adj = None
-        self.kernel.process_weights_after_loading(layer)
+        with set_default_torch_dtype(layer.params_dtype):
+            self.kernel.process_weights_after_loading(layer)
         if layer.weight is None:  # the kernel has its own; adapters ask for the device
             empty = rows.values.new_empty(0)
             layer.weight = torch.nn.Parameter(empty, requires_grad=False)
+        give_back()
         layer._already_called_process_weights_after_loading = True
+
+    def let_go(self, weight: torch.Tensor) -> None:
+        """Free what was quantized: vLLM's loader still holds the parameter."""
+        weight.data = weight.new_empty(0)
 
     def apply(
         self,
@@ -91,3 +103,14 @@ class Int8TiedHeadMethod(Int8LinearMethod):
 
     def create_weights(self, layer: torch.nn.Module, *shape: Any, **known: Any) -> None:
         UnquantizedEmbeddingMethod().create_weights(layer, *shape, **known)
+
+    def let_go(self, weight: torch.Tensor) -> None:
+        """It is the embedding's too."""
+
+
+class EmbeddingMethod(UnquantizedEmbeddingMethod):
+    """A table as it is, without the copy of it that vLLM packs for a CPU, where a head
+    may be the same table: here no head multiplies with it."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        pass
