@@ -1,161 +1,151 @@
-"""Many streams for a while, a third of them cut: what does the server keep?
+"""A mixed load for a while: is every answer right, and what do the servers keep?
 
-    python tools/soak.py --base-url http://127.0.0.1:8000 --minutes 5 --streams 64
+    python tools/soak.py --minutes 60 --out docs/benchmarks/soak.json
 
-Half of the streams are /v1/generate with drafts, half are plain chat. Some readers are
-slow. Afterwards the server must hold no request, no page and no more sockets than
-before, and must not have grown: `--pid` names its main process, whose children count
-too. Exits non-zero otherwise.
+Starts small servers with too few pages, and asks each of them for everything that it
+does not refuse: every decoding rule, structured output, tools, adapters, gaps,
+decisions, drafts. Some clients leave in the middle, some read slowly, some send what
+must be refused, and now and then everything that runs is preempted. The same request
+must be answered the same each time. Afterwards a server must hold no request, no page
+and no more sockets than before, and must not have grown since the first quarter. Exits
+non-zero otherwise.
 """
 
 import argparse
 import asyncio
 import json
-import random
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import httpx
-import psutil
 
-QUESTIONS = (
-    "Solve: 12 + 30.",
-    "Sort: 33 12 77 45.",
-    "Copy: abc def.",
-    "Reverse: 1 2 3.",
-)
-CUT_SHARE, SLOW_SHARE = 1 / 3, 0.1
-SETTLE_SECONDS = 10
-ALLOWED_GROWTH = 0.10
-"""Of resident memory between the first quarter of the run and its end."""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.mix.probe import served_by
+from tools.mix.readers import Readers
+from tools.mix.servers import KINDS, Server
+from tools.mix.states import State, complaints
+
+SETTLE_SECONDS = 60
+"""For a server to let go of what it holds."""
+PREEMPT_SECONDS = 3.0
+RESET = "/reset_prefix_cache?reset_running_requests=true"
+MOMENTS = 12
+"""States of a server during the run that are kept."""
 
 
 class Soak:
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.counts = {"answered": 0, "cut": 0, "failed": 0}
-        self.errors: list[str] = []
+    """The load on one server."""
 
-    def body(self, rng: random.Random) -> tuple[str, dict[str, object]]:
-        question = rng.choice(QUESTIONS)
-        common = {"stream": True, "max_tokens": 64, "steps": rng.choice((4, 16, 32))}
-        if rng.random() < 0.5:
-            messages = [{"role": "user", "content": question}]
-            fields = {"model": self.args.model, "messages": messages}
-            return "/v1/chat/completions", {**common, **fields}
-        prompt = f"<role>HUMAN</role>{question}<|role_end|><role>ASSISTANT</role>"
-        fields = {"prompt": prompt, "stream_mode": "denoise"}
-        return "/v1/generate", {**common, **fields}
+    def __init__(self, name: str, url: str, pid: int, args: argparse.Namespace) -> None:
+        self.name, self.url, self.pid, self.args = name, url, pid, args
+        self.served = served_by(url, KINDS[name])
+        self.readers = Readers(url, self.served, args.pool, args.patience)
+        self.states: list[State] = []
 
-    async def one(self, client: httpx.AsyncClient, rng: random.Random) -> None:
-        path, body = self.body(rng)
-        cut = rng.randint(1, 6) if rng.random() < CUT_SHARE else None
-        slow = rng.random() < SLOW_SHARE
-        try:
-            async with client.stream("POST", path, json=body) as answer:
-                answer.raise_for_status()
-                seen = 0
-                async for line in answer.aiter_lines():
-                    seen += line.startswith("data:")
-                    if cut is not None and seen >= cut:
-                        self.counts["cut"] += 1
-                        return
-                    if slow:
-                        await asyncio.sleep(0.2)
-                    if line == "data: [DONE]":
-                        self.counts["answered"] += 1
-                        return
-        except httpx.HTTPError as error:
-            self.counts["failed"] += 1
-            self.errors.append(f"{path}: {error!r}")
+    async def state(self) -> None:
+        self.states.append(await asyncio.to_thread(State.of, self.url, self.pid))
 
-    async def client(self, number: int, until: float) -> None:
-        rng = random.Random(number)
-        async with httpx.AsyncClient(base_url=self.args.base_url, timeout=120) as http:
+    async def preempt(self, until: float) -> None:
+        """Take the pages of all that runs, again and again."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=600) as http:
             while time.monotonic() < until:
-                await self.one(http, rng)
+                await asyncio.sleep(PREEMPT_SECONDS)
+                (await http.post(RESET)).raise_for_status()
 
-    async def run(self) -> dict[str, dict[str, float]]:
-        """The server's state before, after a quarter of the run, and after it."""
+    async def run(self) -> dict[str, Any]:
         seconds = self.args.minutes * 60
-        states = {"before": self.state()}
+        await self.state()
         until = time.monotonic() + seconds
-        tasks = [
-            asyncio.create_task(self.client(number, until))
+        tasks = [asyncio.create_task(self.preempt(until))]
+        tasks += [
+            asyncio.create_task(self.readers.one(number, until))
             for number in range(self.args.streams)
         ]
-        await asyncio.sleep(seconds / 4)
-        states["quarter"] = self.state()
+        for _ in range(MOMENTS):
+            await asyncio.sleep(seconds / MOMENTS)
+            await self.state()
         await asyncio.gather(*tasks)
-        await asyncio.sleep(SETTLE_SECONDS)
-        states["after"] = self.state()
-        return states
+        await self.settle()
+        return self.result()
 
-    def state(self) -> dict[str, float]:
-        text = httpx.get(f"{self.args.base_url}/metrics", timeout=60).text
-        state = {
-            name: sum(
-                float(line.rsplit(" ", 1)[1])
-                for line in text.splitlines()
-                if line.startswith(f"vllm:{name}{{")
-            )
-            for name in (
-                "num_requests_running",
-                "num_requests_waiting",
-                "kv_cache_usage_perc",
-            )
+    async def settle(self) -> None:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        await self.state()
+        while time.monotonic() < deadline and complaints(self.states[0], *self.ends()):
+            await asyncio.sleep(1)
+            self.states.pop()
+            await self.state()
+
+    def ends(self) -> tuple[State, State]:
+        """After the first quarter of the run, and last."""
+        return self.states[MOMENTS // 4], self.states[-1]
+
+    def result(self) -> dict[str, Any]:
+        ledger = self.readers.ledger
+        found = complaints(self.states[0], *self.ends())
+        preempted = self.states[-1].preemptions - self.states[0].preemptions
+        if not preempted:
+            found.append("nothing was preempted")
+        unanswered = {*self.served.rules} - {*ledger.rules}
+        unanswered |= {*self.served.kinds} - {*ledger.kinds}
+        if unanswered:
+            found.append(f"never answered: {', '.join(sorted(unanswered))}")
+        return {
+            "models": self.served.models,
+            "counts": ledger.counts,
+            "kinds": ledger.kinds,
+            "rules": ledger.rules,
+            "different requests": len(ledger.first),
+            "preemptions": preempted,
+            "states": [asdict(state) for state in self.states],
+            "complaints": found + ledger.complaints,
         }
-        if self.args.pid:
-            parent = psutil.Process(self.args.pid)
-            family = [parent, *parent.children(recursive=True)]
-            state["mebibytes"] = sum(p.memory_info().rss for p in family) / 2**20
-            state["sockets"] = sum(
-                c.status == psutil.CONN_ESTABLISHED
-                for p in family
-                for c in p.net_connections(kind="tcp")
-            )
-        return state
-
-
-def complaints(states: dict[str, dict[str, float]]) -> list[str]:
-    """What the server kept that it should not have."""
-    before, quarter, after = states["before"], states["quarter"], states["after"]
-    found = [
-        f"{name} is {after[name]} after the run"
-        for name in ("num_requests_running", "num_requests_waiting")
-        if after[name]
-    ]
-    if after["kv_cache_usage_perc"] > before["kv_cache_usage_perc"]:
-        found.append(f"pages are in use: {after['kv_cache_usage_perc']:.4f}")
-    if "mebibytes" in after:
-        if after["mebibytes"] > quarter["mebibytes"] * (1 + ALLOWED_GROWTH):
-            found.append(
-                f"memory grew from {quarter['mebibytes']:.0f} to "
-                f"{after['mebibytes']:.0f} MiB"
-            )
-        if after["sockets"] > before["sockets"] + 1:
-            found.append(f"{after['sockets']:.0f} sockets are open")
-    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base-url", default="http://127.0.0.1:8000")
-    parser.add_argument("--model", default="tiny-llada2")
+    parser.add_argument("--servers", nargs="+", choices=KINDS, default=list(KINDS)[:3])
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--pid", type=int, help="the server's main process")
+    parser.add_argument("--streams", type=int, default=24, help="clients of a server")
+    parser.add_argument("--pool", type=int, default=400, help="different requests")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60,
+        help="seconds without a byte after which an answer counts as lost",
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
-    soak = Soak(args)
-    states = asyncio.run(soak.run())
-    found = complaints(states) + soak.errors[:5]
-    result = {"counts": soak.counts, "states": states, "complaints": found}
-    print(json.dumps(result, indent=2))
+    with ExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+        servers = {}
+        for name in args.servers:
+            servers[name] = Server(name, folder)
+            undo.callback(servers[name].close)
+        for server in servers.values():
+            server.wait_until_healthy()
+        soaks = [
+            Soak(name, server.url, server.process.pid, args)
+            for name, server in servers.items()
+        ]
+        results = asyncio.run(soak_all(soaks))
+    minutes = {"minutes": args.minutes, "streams": args.streams, "pool": args.pool}
+    text = json.dumps({**minutes, "servers": results}, indent=1)
+    print(text)
     if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(bool(found))
+        args.out.write_text(text + "\n")
+    sys.exit(any(result["complaints"] for result in results.values()))
+
+
+async def soak_all(soaks: list[Soak]) -> dict[str, Any]:
+    results = await asyncio.gather(*(soak.run() for soak in soaks))
+    return {soak.name: result for soak, result in zip(soaks, results, strict=True)}
 
 
 if __name__ == "__main__":
