@@ -25,4 +25,6 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 
 def is_refused(status: int, said: str, part: str) -> bool:
-    return status == 400 and any(word in said for word in part.split("|"))
+    """Whether it is a 400. vLLM reads a grammar when a stream has begun."""
+    is_400 = status == 400 or (status == 200 and '"code": 400' in said)
+    return is_400 and any(word in said for word in part.split("|"))
