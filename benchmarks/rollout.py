@@ -4,13 +4,16 @@
 
 The same requests through `LLM.generate` and through `AsyncLLM`, `--in-flight` of them
 at a time, and a few of them through a plain loop. `--prompt` and `--tokens` scale a
-roll-out of 4K/1.5K tokens to the machine. Every way runs twice: what the second run
-adds to the memory is growth.
+roll-out of 4K/1.5K tokens to the machine. Every way runs twice, in turn with the
+others: what the second run adds to the peak of the memory is growth. Beside the tokens
+of a second there are those of a second of CPU time, of all processes together, which a
+busy machine changes little.
 """
 
 import argparse
 import asyncio
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +35,7 @@ from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 
 BLOCK = 4
 THRESHOLD = 0.9
+PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 LOOPED = 4
 """Requests of the plain loop, of which each takes as long as any other."""
 
@@ -41,34 +45,46 @@ def counter(name: str) -> int:
     return sum(m.value for m in metrics if m.name == f"vllm:{name}")
 
 
-def gigabytes() -> float:
-    """Resident in this process and those that it started."""
+def family() -> list[psutil.Process]:
+    """This process and those that it started."""
     this = psutil.Process()
-    family = [this, *this.children(recursive=True)]
-    return sum(process.memory_info().rss for process in family) / 1e9
+    return [this, *this.children(recursive=True)]
 
 
-def measured(run: Callable[[], int]) -> dict[str, Any]:
+def cpu_seconds() -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in family())
+
+
+def peak_gigabytes() -> float:
+    """The most that was ever resident, of each process."""
+    peaks = [Path(f"/proc/{process.pid}/status").read_text() for process in family()]
+    found = [PEAK.search(text) for text in peaks]
+    return sum(int(peak[1]) for peak in found if peak) / 2**20
+
+
+def measured(name: str, run: Callable[[], int]) -> dict[str, Any]:
     """What a run that gives so many tokens takes."""
     steps = counter("diffusion_num_denoising_steps")
     preempted = counter("num_preemptions")
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     tokens = run()
-    seconds = time.perf_counter() - start
-    return {
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    row = {
         "tokens_per_second": tokens / seconds,
+        "tokens_per_cpu_second": tokens / cpu,
         "forwards": counter("diffusion_num_denoising_steps") - steps,
         "preemptions": counter("num_preemptions") - preempted,
-        "gigabytes": gigabytes(),
+        "peak_gigabytes": peak_gigabytes(),
     }
+    numbers = ", ".join(f"{value:.4g} {key}" for key, value in row.items())
+    print(f"{name}: {numbers}", flush=True)
+    return row
 
 
-def twice(name: str, run: Callable[[], int]) -> list[dict[str, Any]]:
-    rows = [measured(run), measured(run)]
-    for row in rows:
-        numbers = ", ".join(f"{value:.4g} {key}" for key, value in row.items())
-        print(f"{name}: {numbers}", flush=True)
-    return rows
+def in_turn(runs: dict[str, Callable[[], int]]) -> dict[str, list[dict[str, Any]]]:
+    """Each run twice."""
+    rounds = [[measured(*item) for item in runs.items()] for _ in range(2)]
+    return dict(zip(runs, map(list, zip(*rounds, strict=True)), strict=True))
 
 
 def main() -> None:
@@ -94,14 +110,15 @@ def main() -> None:
             "disable_log_stats": False,
         }
         llm = LLM(**options)
-        for count in args.in_flight:
-            run = partial(by_llm, llm, prompts, args.tokens, count)
-            results[f"LLM, {count}"] = twice(f"LLM, {count} in flight", run)
-        llm.llm_engine.engine_core.shutdown()
-        asyncio.run(through_async(options, prompts, args, results))
         loop = PlainLoop(checkpoint, BLOCK, checkpoints.SHAPE["vocab_size"] - 1)
-        run = partial(by_loop, loop, prompts[:LOOPED], args.tokens)
-        results["plain loop"] = twice("plain loop", run)
+        runs = {
+            f"LLM, {count}": partial(by_llm, llm, prompts, args.tokens, count)
+            for count in args.in_flight
+        }
+        runs["plain loop"] = partial(by_loop, loop, prompts[:LOOPED], args.tokens)
+        results |= in_turn(runs)
+        llm.llm_engine.engine_core.shutdown()
+        results |= asyncio.run(through_async(options, prompts, args))
     write(results, args.out)
 
 
@@ -122,22 +139,19 @@ def by_llm(llm: LLM, prompts: list[list[int]], tokens: int, count: int) -> int:
 
 
 async def through_async(
-    options: dict[str, Any],
-    prompts: list[list[int]],
-    args: argparse.Namespace,
-    results: dict[str, Any],
-) -> None:
+    options: dict[str, Any], prompts: list[list[int]], args: argparse.Namespace
+) -> dict[str, Any]:
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
     loop = asyncio.get_running_loop()
-    for count in args.in_flight:
-        name = f"AsyncLLM, {count}"
 
-        def run(count: int = count) -> int:
-            made = by_async(engine, prompts, args.tokens, count)
-            return asyncio.run_coroutine_threadsafe(made, loop).result()
+    def run(count: int) -> int:
+        made = by_async(engine, prompts, args.tokens, count)
+        return asyncio.run_coroutine_threadsafe(made, loop).result()
 
-        results[name] = await asyncio.to_thread(twice, f"{name} in flight", run)
+    runs = {f"AsyncLLM, {count}": partial(run, count) for count in args.in_flight}
+    results = await asyncio.to_thread(in_turn, runs)
     engine.shutdown()
+    return results
 
 
 async def by_async(
