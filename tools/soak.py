@@ -134,6 +134,7 @@ def main() -> None:
             Soak(name, server.url, server.process.pid, args)
             for name, server in servers.items()
         ]
+        print(f"{len(soaks)} servers are asked from now on", flush=True)
         results = asyncio.run(soak_all(soaks))
     minutes = {"minutes": args.minutes, "streams": args.streams, "pool": args.pool}
     text = json.dumps({**minutes, "servers": results}, indent=1)
