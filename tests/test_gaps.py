@@ -184,6 +184,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"dllm_fill_masks": "yes", "prompt": "w12"}, ["dllm_fill_masks='yes'"]),
     ({"dllm_gaps": GAPS, "max_tokens": 6}, ["max_tokens=6", "at least 7"]),
     ({"dllm_gaps": GAPS, "stream": True}, ["stream=True", "dllm_gaps"]),
+    ({"dllm_gaps": GAPS, "stream": True, "stream_mode": "denoise"}, ["stream=True"]),
+    ({"dllm_fill_masks": True, "prompt": "w12<|mask|>", "stream": True}, ["stream="]),
     ({"dllm_gaps": GAPS, "suffix": "w12"}, ["suffix='w12'"]),
     ({"dllm_gaps": GAPS, "dllm_suffix_token_ids": [5]}, ["dllm_suffix_token_ids"]),
     ({"dllm_gaps": GAPS, "stop": ["x"]}, ["stop=['x']"]),
@@ -203,9 +205,7 @@ def test_bad_gaps_are_refused_by_name(
     server: Server, fields: dict[str, Any], said: list[str]
 ) -> None:
     """A gap that is misread fills another text, or ends the engine for everyone."""
-    routes = [COMPLETIONS]
-    routes += [] if "stream" in fields else ["/v1/generate"]
-    for route in routes:
+    for route in (COMPLETIONS, "/v1/generate"):
         body = body_of(**{"prompt": PIECES, "max_tokens": 16, **fields})
         answer = httpx.post(server.url + route, json=body, timeout=60)
         assert answer.status_code == 400, answer.text

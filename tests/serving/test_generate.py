@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
@@ -160,13 +161,39 @@ def test_an_event_is_one_line_of_json() -> None:
     assert fields == {"type": "append", "text": "a\nb", "token_ids": [1]}
 
 
-def test_other_models_have_no_such_route() -> None:
-    """A server of another model would answer 500."""
+@pytest.fixture
+def client() -> TestClient:
+    """Of a server of another model, with our routes and vLLM's errors."""
     app = FastAPI()
-    app.state.args = Namespace(enable_server_load_tracking=False, api_key=None)
+    app.state.args = Namespace(
+        enable_server_load_tracking=False, api_key=None, log_error_stack=False
+    )
     app.state.enable_server_load_tracking = False
+    init_exception_handler(app)
     Endpoint().attach_router(app)
+    return TestClient(app)
+
+
+def test_other_models_have_no_such_route(client: TestClient) -> None:
+    """A server of another model would answer 500."""
     for path in ("/generate", "/v1/generate"):
-        answer = TestClient(app).post(path, json={"prompt": "a"})
+        answer = client.post(path, json={"prompt": "a"})
         assert answer.status_code == 404
         assert "not a diffusion language model" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/generate", "/v1/decisions"])
+@pytest.mark.parametrize(
+    "body",
+    [b"\xff", b"{'", b"[" * 100_000, b'"a"', b"5", b""],
+    ids=["bytes", "no JSON", "deep", "text", "a number", "nothing"],
+)
+def test_a_body_that_is_none_is_refused_as_any_other(
+    client: TestClient, path: str, body: bytes
+) -> None:
+    """A client reads an error by its fields, which FastAPI's answer has not."""
+    headers = {"content-type": "application/json"}
+    answer = client.post(path, content=body, headers=headers)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == 400 and "body" in error["message"]

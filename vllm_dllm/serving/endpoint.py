@@ -4,6 +4,7 @@ vLLM loads it only when `VLLM_PLUGINS` names it (`VLLM_PLUGINS=dllm`).
 """
 
 from argparse import Namespace
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from fastapi.responses import (
     Response,
     StreamingResponse,
 )
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from vllm import envs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.completion.protocol import CompletionResponse
@@ -63,7 +66,31 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse},
 }
 
-router = APIRouter(tags=["vllm-dllm"])
+
+class JsonRoute(APIRoute):
+    """A route that refuses a body which is no text, or too deep, in vLLM's words.
+
+    FastAPI's own answer has none of the fields of an error.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except StarletteHTTPException as error:
+                if isinstance(error, HTTPException):  # one of vLLM's or of ours
+                    raise
+                raise VLLMValidationError(
+                    "the body cannot be read; allowed: JSON in UTF-8, not nested by "
+                    "the thousand"
+                ) from None
+
+        return handler
+
+
+router = APIRouter(tags=["vllm-dllm"], route_class=JsonRoute)
 
 
 @router.post(

@@ -108,14 +108,39 @@ def read(
             f"{MARKED}=True is for one prompt, and there are {len(tokens)}; allowed: 1"
         )
     first = sequence.index(GAP)
-    if first == 0:
-        raise ValueError(
-            f"{field}: the prompt begins with a gap; allowed: at least one token of "
-            "text before it"
-        )
-    cloze = Cloze(sequence[:first], sequence[first:])
+    head = sequence[:first] or [beginning_of_text(request, field, tokenizer)]
+    cloze = Cloze(head, sequence[first:])
     refuse_few_tokens(request, field, cloze.given.count(GAP))
     return cloze
+
+
+def beginning_of_text(
+    request: CompletionRequest, field: str, tokenizer: TokenizerLike | None
+) -> int:
+    """What stands before a gap with which a text begins.
+
+    Something must: vLLM keeps no empty prompt, and a model that predicts the next
+    position has no row for the first one.
+
+    Raises:
+        ValueError: if the request gives nothing and there is no such token.
+    """
+    prompt: Any = request.prompt
+    token = getattr(tokenizer, "bos_token_id", None)
+    if not isinstance(
+        prompt[0] if isinstance(prompt, list) and prompt else prompt, str
+    ):
+        why = "token ids are taken as they are"
+    elif not request.add_special_tokens:
+        why = "add_special_tokens=False leaves the beginning of the text out"
+    elif token is None:
+        why = "the tokenizer has no token for the beginning of a text"
+    else:
+        return int(token)
+    raise ValueError(
+        f"{field}: the prompt begins with a gap, before which a token is needed, and "
+        f"{why}; allowed: at least one token before the first gap"
+    )
 
 
 def refuse_idle(request: CompletionRequest, field: str) -> None:
