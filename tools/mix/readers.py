@@ -33,25 +33,29 @@ class Readers:
         self.patience = patience
         self.ledger = Ledger()
 
+    def client(self) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(self.patience, pool=None)
+        return httpx.AsyncClient(base_url=self.url, timeout=timeout)
+
     async def one(self, number: int, until: float) -> None:
         """A client that asks until the clock says `until`."""
         rng = random.Random(number)
-        timeout = httpx.Timeout(self.patience, pool=None)
-        async with httpx.AsyncClient(base_url=self.url, timeout=timeout) as http:
+        async with self.client() as http:
             while time.monotonic() < until:
-                if rng.random() < BAD_SHARE:
-                    await self.ask_badly(http, rng)
-                    continue
-                asked = drawn(rng.randrange(self.pool), self.served)
-                if asked.streams and rng.random() < STREAM_SHARE:
-                    asked = replace(asked, body={**asked.body, "stream": True})
-                try:
-                    if asked.body.get("stream"):
-                        await self.read_stream(http, asked, rng)
-                    else:
-                        await self.read_whole(http, asked, rng)
-                except (httpx.HTTPError, Broken, ValueError, KeyError) as error:
-                    self.ledger.failed(asked, repr(error))
+                await self.ask(http, rng)
+
+    async def ask(self, http: httpx.AsyncClient, rng: random.Random) -> None:
+        """One request, and what becomes of it."""
+        if rng.random() < BAD_SHARE:
+            return await self.ask_badly(http, rng)
+        asked = drawn(rng.randrange(self.pool), self.served)
+        if asked.streams and rng.random() < STREAM_SHARE:
+            asked = replace(asked, body={**asked.body, "stream": True})
+        read = self.read_stream if asked.body.get("stream") else self.read_whole
+        try:
+            await read(http, asked, rng)
+        except (httpx.HTTPError, Broken, ValueError, KeyError) as error:
+            self.ledger.failed(asked, repr(error))
 
     async def ask_badly(self, http: httpx.AsyncClient, rng: random.Random) -> None:
         path, body, part = rng.choice(BAD)
