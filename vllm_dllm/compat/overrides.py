@@ -113,6 +113,8 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_LINEAR}.create_weights",
         f"{_LINEAR}.apply",
         "vllm.model_executor.model_loader.reload.layerwise:initialize_online_processing",
+        "vllm.model_executor.layers.vocab_parallel_embedding:"
+        "UnquantizedEmbeddingMethod.process_weights_after_loading",
     ),
     "vllm_dllm.quantization.experts": (
         f"{_EXPERTS}.process_weights_after_loading",
