@@ -132,7 +132,10 @@ class Engine:
         return [tokens_of(output) for output in self.ask(cases, **sampling)]
 
     def forwards(self, output: "RequestOutput") -> int:
-        """Number of model forwards that the request was part of."""
+        """Number of model forwards that the request was part of; of an engine that
+        plans ahead those that decided something."""
+        if self.spec.plans_ahead:
+            return output.outputs[0].spec_decode_metrics.num_draft_tokens
         counts = self.llm.collective_rpc(forward_counts)[0]
         return counts[output.request_id]
 

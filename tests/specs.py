@@ -1,7 +1,7 @@
 """What the engines and servers of the tests are started with."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ class EngineSpec:
     def choices(self) -> dict[str, Any]:
         """Of a server, as `--dllm-config` has them."""
         return {"block_size": self.block, **self.dllm} if self.block else self.dllm
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether some forwards of requests are for nothing."""
+        return bool(self.options.get("async_scheduling"))
 
     @property
     def ranks(self) -> int:
@@ -212,6 +217,20 @@ OFFLINE = {
     "llada-pp2": EngineSpec("llada-pub0", options={"pipeline_parallel_size": 2}),
     "dream-pp2": EngineSpec("dream-pub0", options={"pipeline_parallel_size": 2}),
 }
+AHEAD = ("sdar4", "sdar16-few-pages", "editing8", "llada", "dream")
+AHEAD_ON_DEMAND = (
+    *("fastdllm2", "fastdllm2-tight", "llada32", "moving8", "sdar16-tight"),
+    *("llada-tight", "adablock-llada", "wedlm", "nemotron", "sdar16-tp2"),
+)
+OFFLINE |= {
+    f"{name}-ahead": replace(
+        OFFLINE[name],
+        options={**OFFLINE[name].options, "async_scheduling": True},
+        on_demand=name in AHEAD_ON_DEMAND,
+    )
+    for name in AHEAD + AHEAD_ON_DEMAND
+}
+"""With steps that are planned before the last one is back."""
 SERVERS = {
     "sdar16": EngineSpec("sdar-pub1", 16, {"enable_scale_out": True}),
     "sdar16-dp2": EngineSpec(

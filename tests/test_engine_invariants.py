@@ -94,7 +94,7 @@ def test_golden_tokens_with_64_tokens_in_a_step(engine: Engine) -> None:
 # Prefix cache
 
 
-@uses(*ALL, "moving32")
+@uses(*ALL, "moving32", "sdar4-ahead")
 def test_golden_tokens_from_cached_prompts(engine: Engine) -> None:
     """A page that was shared before its KV was final answers with other tokens."""
     cases = [case for case in cases_of(engine) if len(case.prompt) > PAGE]
@@ -110,7 +110,7 @@ def test_golden_tokens_from_cached_prompts(engine: Engine) -> None:
     )
 
 
-@uses(*ALL)
+@uses(*ALL, "sdar4-ahead")
 def test_an_answer_goes_on_from_its_own_cached_blocks(engine: Engine) -> None:
     """KV of generated blocks is final only after a forward without masks."""
     block = engine.spec.block
@@ -136,7 +136,7 @@ def test_an_answer_goes_on_from_its_own_cached_blocks(engine: Engine) -> None:
 # Preemption
 
 
-@uses("sdar16-few-pages")
+@uses("sdar16-few-pages", "sdar16-few-pages-ahead")
 def test_golden_tokens_after_preemption(engine: Engine) -> None:
     """A preempted request loses its pages, but not what it has decoded."""
     cases = cases_of(engine)
@@ -165,7 +165,7 @@ def test_golden_tokens_when_all_are_preempted_again_and_again(
     assert differences(cases, [tokens_of(output) for output in outputs]) == []
 
 
-@uses("sdar16-few-pages")
+@uses("sdar16-few-pages", "sdar16-few-pages-ahead")
 def test_golden_tokens_when_the_urgent_take_the_pages_of_others(engine: Engine) -> None:
     """vLLM takes a request back out of the step that it had already joined."""
     cases = cases_of(engine)
@@ -186,7 +186,7 @@ def test_golden_tokens_when_the_urgent_take_the_pages_of_others(engine: Engine) 
     assert differences(cases, answers) == []
 
 
-@uses("sdar16-few-pages")
+@uses("sdar16-few-pages", "sdar16-few-pages-ahead")
 def test_long_answers_after_many_preemptions(engine: Engine) -> None:
     """A block saved for a request must be that of its latest preemption."""
     cases = [case.answered() for case in fresh_cases(engine, [5, 31, 33, 48], 150)]
@@ -214,7 +214,7 @@ def test_tokens_do_not_depend_on_the_neighbours(engine: Engine) -> None:
 # Aborts
 
 
-@uses("sdar16", "sdar16-few-pages", "fastdllm2-tight")
+@uses("sdar16", "sdar16-few-pages", "sdar16-few-pages-ahead", "fastdllm2-tight")
 def test_aborted_requests_hold_nothing(engine: Engine) -> None:
     """Pages, slots or saved blocks of aborted requests would be lost for good."""
     from vllm import SamplingParams

@@ -122,7 +122,7 @@ def test_golden_tokens_after_many_preemptions(engine: Engine, every: int) -> Non
     assert differences(cases, [tokens_of(output) for output in outputs]) == []
 
 
-@uses(*BOTH)
+@uses(*BOTH, "llada-ahead", "dream-ahead")
 def test_every_request_answers_alike_after_preemptions(engine: Engine) -> None:
     """What a rule remembers of a block, its noise, logprobs and trajectory must come
     back with the block."""
@@ -141,7 +141,7 @@ def test_every_request_answers_alike_after_preemptions(engine: Engine) -> None:
             assert list(new) == list(old)
 
 
-@uses(*BOTH)
+@uses(*BOTH, "llada-ahead")
 def test_aborted_requests_hold_nothing(engine: Engine) -> None:
     """Pages, slots or saved blocks of aborted requests would be lost for good."""
     core, requests = engine.llm.llm_engine, everything(engine)

@@ -5,6 +5,7 @@ import pickle
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from tests.wishes import CONFIG
+from vllm_dllm.course import Course
 from vllm_dllm.progress import Progress, StepPlan
 from vllm_dllm.request import resolve
 from vllm_dllm.span import BlockCausal, Grid, Span
@@ -28,10 +29,10 @@ def test_a_plan_stays_with_the_scheduler() -> None:
 
 def test_a_request_without_a_limit_is_never_spent() -> None:
     """It would end in the middle of its answer."""
-    plan = BlockCausal(Grid(0, 4, 100))
+    course = Course(BlockCausal(Grid(0, 4, 100)))
     limits = (None, 3, 2, 1)
     requests = [
-        Progress(plan, resolve({"dllm_max_nfe": max_nfe}, CONFIG, 20))
+        Progress(course, resolve({"dllm_max_nfe": max_nfe}, CONFIG, 20))
         for max_nfe in limits
     ]
     for request in requests:

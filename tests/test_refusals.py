@@ -77,7 +77,11 @@ def without_mask_token(model: Path) -> None:
             ["speculative decoding"],
         ),
         ({}, {"max_num_batched_tokens": 31}, ["max_num_batched_tokens=31", "32"]),
-        ({}, {"async_scheduling": True}, ["--async-scheduling"]),
+        (
+            {},
+            {"async_scheduling": True, "pipeline_parallel_size": 2},
+            ["--async-scheduling", "pipeline parallelism"],
+        ),
         (
             {},
             {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL"}},

@@ -126,7 +126,10 @@ LIKES_WORDS = 30.0
 BIAS = dict.fromkeys(WORDS, LIKES_WORDS)
 
 
-@uses("sdar4", "sdar16", "llada32", "llada", "dream", "sdar16-tp2", "sdar16-pp2")
+@uses(
+    *("sdar4", "sdar4-ahead", "sdar16", "llada32", "llada", "llada-ahead", "dream"),
+    *("sdar16-tp2", "sdar16-pp2"),
+)
 def test_runs_are_those_of_the_reference(engine: Engine) -> None:
     """A token that its rows were not sent for would break a grammar sooner or later,
     one that is not taken costs a forward."""
@@ -181,7 +184,10 @@ def test_a_grammar_is_obeyed_after_preemption(engine: Engine) -> None:
     assert [tokens_of(output) for output in outputs] == expected
 
 
-@uses("sdar16-few-pages", "sdar16-tight", "llada", "dream", "sdar16-pp2")
+@uses(
+    *("sdar16-few-pages", "sdar16-few-pages-ahead", "sdar16-tight", "llada", "dream"),
+    "sdar16-pp2",
+)
 def test_preemption_does_not_change_runs(engine: Engine) -> None:
     """What was proposed before it would be lost, and with it the order of an answer."""
     made = requests_of(engine, 12, logit_bias=BIAS, temperature=1.0, seed=5, logprobs=2)

@@ -71,6 +71,9 @@ class Facts(BaseModel):
     """What it may forward of one request."""
     page_size: int = 1
     """KV page in tokens."""
+    plans_ahead: bool = False
+    """Whether a step may be planned before the tokens of the one before it are there
+    (course.py)."""
     vocab_size: int = UNBOUNDED
     delete_token_id: int | None = None
     split_token_id: int | None = None

@@ -10,6 +10,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_dllm.course import Course
 from vllm_dllm.report import (
     Draft,
     ForwardCount,
@@ -19,27 +20,23 @@ from vllm_dllm.report import (
     client_params,
 )
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Plan, Span
+from vllm_dllm.span import Span
 
 
 @dataclass
 class Progress:
     """What is kept of a request besides what vLLM keeps."""
 
-    plan: Plan
+    course: Course
     decoding: Decoding
     candidates: list[int] = field(default_factory=list)
     """What its last step proposed for the canvas, if it is decoded in runs."""
-    mark: int | None = None
-    """What the plan remembers of the last step."""
     forwards: ForwardCount = field(default_factory=ForwardCount)
     trajectory: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
     """Absolute positions of what a grammar decided, if it is watched."""
     rest: Rest | None = None
     """Its block after the last step, if it wants to know."""
-    _wanted: tuple[tuple[int, int, int | None], Span] | None = None
-    """The last answer of `wanted`, and what was asked."""
 
     def attach(self, request: Request) -> None:
         request.dllm_progress = self
@@ -55,13 +52,6 @@ class Progress:
         self.forced += report.forced.get(req_id, ())
         self.rest = report.rests.get(req_id, self.rest)
         self.candidates = report.candidates.get(req_id, self.candidates)
-
-    def wanted(self, computed: int, known: int) -> Span:
-        """What the request wants to forward next; asked several times in a step."""
-        asked = computed, known, self.mark
-        if self._wanted is None or self._wanted[0] != asked:
-            self._wanted = asked, self.plan.span(*asked)
-        return self._wanted[1]
 
     @property
     def nfe(self) -> int:
@@ -83,7 +73,8 @@ class Progress:
 class StepPlan:
     """What was planned for a step: it comes back with the step's `SchedulerOutput`.
 
-    The spans are for the scheduler alone; to workers in other processes go none.
+    Then its spans are what was forwarded of each request (course.py). They are for the
+    scheduler alone; to workers in other processes go none.
     """
 
     spans: dict[str, Span]

@@ -16,6 +16,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.course import Course
 from vllm_dllm.orphans import end_with_parent
 from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
@@ -52,7 +53,10 @@ class BlockDiffusionScheduler(Scheduler):
         plan = plan_of(
             decoding, self.config, request.num_prompt_tokens, request.max_tokens
         )
-        progress = Progress(plan, decoding)
+        # What a grammar allows next depends on the tokens of the step before.
+        waits = request.use_structured_output
+        course = Course(plan, self.config.facts.plans_ahead and not waits)
+        progress = Progress(course, decoding)
         progress.attach(request)
         super().add_request(request)
         request.spec_decode_metrics = progress.forwards
@@ -62,8 +66,9 @@ class BlockDiffusionScheduler(Scheduler):
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
         for request in self.running:
-            known = request.num_tokens
-            wanted = Progress.of(request).wanted(request.num_computed_tokens, known)
+            course, known = Progress.of(request).course, request.num_tokens
+            request.num_computed_tokens = course.ahead(known)
+            wanted = course.wanted(request.num_computed_tokens, known)
             request.spec_token_ids = [-1] * (wanted.end - known)
         most = self.config.busy_requests
         self.is_busy = most is not None and sum(self.get_request_counts()) > most
@@ -80,13 +85,13 @@ class BlockDiffusionScheduler(Scheduler):
         # or what is left of the step's budget. For a request that is not running yet it
         # stops at the known tokens; the canvas is added here, so that the forward that
         # ends the prefill also takes the first denoising step.
-        if request.num_in_flight_tokens > 0:
-            # In a pipeline: what it wants next is known when that step is back.
-            return 0
-        progress, known = Progress.of(request), request.num_tokens
-        plan, wanted = progress.plan, progress.wanted(num_computed_tokens, known)
-        budget = num_new_tokens
+        course, known = Progress.of(request).course, request.num_tokens
+        plan, wanted = course.plan, course.wanted(num_computed_tokens, known)
         is_new = request.status != RequestStatus.RUNNING
+        if request.num_in_flight_tokens > 0 and (is_new or not wanted.length):
+            # What it wants next is known when that step is back.
+            return 0
+        budget = num_new_tokens
         ends_prefill = num_computed_tokens + num_new_tokens == known
         if (is_new and ends_prefill) or self.regime.forwards_whole:
             budget = min(wanted.length, self.unplanned_tokens)
@@ -104,8 +109,8 @@ class BlockDiffusionScheduler(Scheduler):
     def _preempt_request(
         self, request: Request, timestamp: float, drop_stale_output: bool = False
     ) -> None:
-        # A step that is under way in a pipeline counts: the worker keeps what it
-        # decides, and does not decide it again.
+        # A step that is under way counts: the worker keeps what it decides, and does
+        # not decide it again.
         super()._preempt_request(request, timestamp)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
@@ -116,9 +121,10 @@ class BlockDiffusionScheduler(Scheduler):
         for req_id, length in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[req_id]
             progress, computed = Progress.of(request), request.num_computed_tokens
-            wanted = progress.wanted(computed, request.num_tokens)
-            planned = progress.plan.clip(wanted, length)
-            spans[req_id] = planned
+            course = progress.course
+            wanted = course.wanted(computed, request.num_tokens)
+            planned = spans[req_id] = course.plan.clip(wanted, length)
+            course.begin(planned, computed)
             if planned.canvas:
                 # That there are any tells the worker to decide some.
                 room, run = min(planned.canvas, self.num_spec_tokens), Run()
@@ -145,25 +151,27 @@ class BlockDiffusionScheduler(Scheduler):
             for req_id in step.spans
             if (request := self.requests.get(req_id)) is not None
         }
-        if report.is_worth_sending:
-            for req_id, (_, progress) in followed.items():
+        for req_id, (request, progress) in followed.items():
+            taken = step.spans[req_id] = progress.course.back(request.num_tokens)
+            if not taken.canvas:  # its block had ended
+                scheduler_output.scheduled_spec_decode_tokens.pop(req_id, None)
+            if report.is_worth_sending:
                 progress.take(report, req_id)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for req_id, (request, progress) in followed.items():
             if RequestStatus.is_finished(request.status):
                 continue
-            planned = step.spans[req_id]
-            mark = progress.plan.mark(planned, progress.mark)
-            progress.mark = report.marks.get(req_id, mark)
+            taken = step.spans[req_id]
             if request.status == RequestStatus.RUNNING:
                 self._set_computed(request)
+            progress.course.settle(taken, request.num_tokens, report.marks.get(req_id))
             if self.regime.rewrites_known:
                 # Were its pages lost now, those of others that hold a part of its block
                 # would be found, and written.
-                unfinished = not planned.is_known
+                unfinished = not taken.is_known
                 own_wish = request.get_skip_reading_prefix_cache()
                 request.skip_reading_prefix_cache = unfinished or own_wish
-            if planned.canvas and progress.is_spent:
+            if taken.canvas and progress.is_spent:
                 self._end(request, outputs)
         for req_id, draft in annotate(outputs, followed, step, report).items():
             request, progress = followed[req_id]
@@ -186,10 +194,11 @@ class BlockDiffusionScheduler(Scheduler):
 
     def _set_computed(self, request: Request) -> None:
         """Set where the next span starts: vLLM counts every emitted token as computed,
-        but here emitting and committing are separate events."""
-        planned = self.ending.spans[request.request_id]
-        plan = Progress.of(request).plan
-        request.num_computed_tokens = plan.next_start(planned, request.num_tokens)
+        but here emitting and committing are separate events. Behind it vLLM counts what
+        is under way."""
+        taken = self.ending.spans[request.request_id]
+        start = Progress.of(request).course.next_start(taken, request.num_tokens)
+        request.num_computed_tokens = start + request.num_in_flight_tokens
 
     def make_spec_decoding_stats(
         self,

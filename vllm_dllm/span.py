@@ -128,6 +128,9 @@ class BlockCausal(NamedTuple):
         # block border, since the tokens of a block see each other.
         if span.length <= budget:
             return span
+        canvas_end = span.known + span.canvas
+        if canvas_end - span.start <= budget:
+            return span._replace(end=canvas_end)  # behind it there are masks alone
         block = self.grid.block
         return Span(span.start, span.start + budget // block * block, span.known, 0)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.engine_config import engine_config, resolved
+from vllm_dllm.config import DllmConfig
 from vllm_dllm.models import engine
 
 
@@ -61,6 +62,15 @@ def test_with_full_attention_no_prefix_is_shared(
     assert config.model_config.is_diffusion
     assert config.use_v2_model_runner
     assert not config.scheduler_config.async_scheduling
+
+
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_steps_are_planned_ahead_where_that_was_asked_for(asked: bool | None) -> None:
+    """vLLM switches it off on a CPU without a word, and on elsewhere."""
+    config = engine_config("sdar-pub0", async_scheduling=asked)
+    assert config.scheduler_config.async_scheduling is bool(asked)
+    assert DllmConfig.of(config.model_config).facts.plans_ahead is bool(asked)
+    assert config.max_concurrent_batches == 1 + bool(asked)
 
 
 def test_a_block_causal_model_keeps_its_prefix_cache() -> None:

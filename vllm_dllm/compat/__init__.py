@@ -26,6 +26,7 @@ from vllm_dllm.compat.flags import (
 )
 from vllm_dllm.compat.gaps import fill_gaps
 from vllm_dllm.compat.lengths import check_request_lengths, remember_prompt_lengths
+from vllm_dllm.compat.overlap import keep_async_scheduling
 from vllm_dllm.compat.overrides import OVERRIDES
 from vllm_dllm.compat.pages import share_final_pages
 from vllm_dllm.compat.patch import Patch, apply
@@ -92,6 +93,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     refuse_unused_flags,
     share_final_pages,
     fetch_no_drafts,
+    keep_async_scheduling,
     change_weights,
 )
 """Patches of every process that has the plugin; the model decides what they do."""

@@ -82,7 +82,8 @@ class BlockDiffusionConfig(VerifyAndUpdateConfig):
         check_efforts(config)
         config.attach(model_config)
         vllm_config.attention_config.use_non_causal = not regime_of(facts).causal
-        vllm_config.scheduler_config.async_scheduling = False
+        # vLLM's own default is to plan ahead.
+        vllm_config.scheduler_config.async_scheduling = facts.plans_ahead
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         if current_platform.is_cpu() and not HAS_TRITON:
             # vLLM 0.33 warms up kernels that need Triton, and nothing is compiled here.
@@ -186,8 +187,9 @@ def refuse_unsupported(vllm_config: "VllmConfig") -> None:
             and parallel.data_parallel_external_lb
             and not model_config.is_moe
         ),
-        "asynchronous scheduling (--async-scheduling)": (
+        "asynchronous scheduling (--async-scheduling) with pipeline parallelism": (
             vllm_config.scheduler_config.async_scheduling is True
+            and parallel.pipeline_parallel_size > 1
         ),
         "a logits processor (--logits-processors)": bool(
             model_config.logits_processors

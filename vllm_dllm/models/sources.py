@@ -165,6 +165,7 @@ def engine_facts(vllm_config: "VllmConfig", config: DllmConfig) -> Facts:
                 scheduler_config.long_prefill_token_threshold or UNBOUNDED
             ),
             "page_size": vllm_config.cache_config.block_size,
+            "plans_ahead": bool(scheduler_config.async_scheduling),
             "vocab_size": len(known),
             **find_moves(model_config, config.mask_token_id),
         }

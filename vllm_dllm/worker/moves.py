@@ -60,6 +60,8 @@ def another_token(
         logits: [rows, vocab], those of `batch.cell`.
         is_mine: [m] bool, on the CPU: which blocks these are.
     """
+    if not len(logits):  # nothing of any block is decided
+        return column
     width = batch.tokens.shape[1]
     mine = async_tensor_h2d(np.flatnonzero(is_mine), logits.device)
     block, place = batch.cell  # in the order of positions

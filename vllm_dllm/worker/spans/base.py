@@ -35,6 +35,7 @@ class Layout(ABC):
     ) -> None:
         self.buffers = buffers
         self.mask_token_id = config.mask_token_id
+        self.plans_ahead = config.facts.plans_ahead
         self.shift = int(config.facts.shifted_logits)
         """How many rows before its own a position is predicted."""
         self.device = device
@@ -112,7 +113,14 @@ class Layout(ABC):
             owner=owner,
             position=position,
         )
+        if self.plans_ahead:
+            spans.met = self.are_met(spans)
+            spans.decides = spans.decides & spans.met
         return self.complete(spans, input_batch)
+
+    def are_met(self, spans: SpanBatch) -> torch.Tensor:
+        """[n] bool: as `SpanBatch.met`."""
+        return torch.ones_like(spans.decides)
 
     def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
         """`spans` with what this layout's requests have besides, or have otherwise."""

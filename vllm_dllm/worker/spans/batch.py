@@ -57,6 +57,10 @@ class SpanBatch:
     position: torch.Tensor
     """[num_tokens] int64: of each token, in the sequence of its branch; which page it
     has is the runner's."""
+    met: torch.Tensor | None = None
+    """[n] bool: whether the step meets what it was planned for. Where it was planned
+    ahead (course.py) its block may have ended; such a step decides nothing. None if no
+    step is planned ahead."""
     first_row: torch.Tensor | None = None
     """First position that a row of the step predicts, the others follow; None where all
     of the block have one."""

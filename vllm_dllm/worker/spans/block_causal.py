@@ -43,6 +43,10 @@ class BlockCausalLayout(Layout):
         most = max_num_reqs * config.block * MAX_BUFFER_SIZE
         return min(max_num_tokens, most)
 
+    def are_met(self, spans: SpanBatch) -> torch.Tensor:
+        # Not the next block, which comes after one that has ended.
+        return spans.block_start + spans.block_length <= spans.end
+
     def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
         sizes_np = self.buffers.size_np[spans.slot_np]
         if (sizes_np > 1).any():

@@ -90,6 +90,10 @@ class ByPlan(Layout):
             values = torch.where(number == other, of_other, values)
         return values
 
+    def are_met(self, spans: SpanBatch) -> torch.Tensor:
+        number = self.number[spans.slot]
+        return self._choose(spans, number, lambda own: own.are_met(spans))
+
     def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
         for number in self._present(spans):
             self.layouts[number].complete(spans, input_batch)

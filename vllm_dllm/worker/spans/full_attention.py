@@ -66,6 +66,11 @@ class FullAttentionLayout(Layout):
         self.branch[slot] = self.branch_np[slot] = 0
         self.seq_len[slot] = self.seq_len_np[slot] = 0
 
+    def are_met(self, spans: SpanBatch) -> torch.Tensor:
+        # A refresh is whole, or it was planned as a later step of the block before.
+        end = self.seq_len[spans.slot] + self.branch[spans.slot]
+        return (spans.start > 0) | (spans.end == end)
+
     def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
         slot, slot_np = spans.slot, spans.slot_np
         if self.adaptive.adapts_np[slot_np].any():
@@ -160,4 +165,6 @@ class FullAttentionLayout(Layout):
         if spans.adapts:
             adapts = self.adaptive.adapts[spans.slot]
             same_block = torch.where(adapts, known == start, same_block)
+        if spans.met is not None:
+            same_block = same_block & spans.met
         return torch.where(same_block & self.keeps_keys[spans.slot], start, 0)

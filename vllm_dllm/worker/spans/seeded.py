@@ -13,6 +13,9 @@ from vllm_dllm.worker.spans.block_causal import BlockCausalLayout
 
 
 class SeededLayout(BlockCausalLayout):
+    def are_met(self, spans: SpanBatch) -> torch.Tensor:
+        return super().are_met(spans) | (spans.block_start == spans.end)
+
     def lay_out(self, input_batch: InputBatch, known: torch.Tensor) -> SpanBatch:
         spans = super().lay_out(input_batch, known)
         spans.first_row = spans.start + self.shift
