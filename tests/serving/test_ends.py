@@ -47,6 +47,12 @@ def memory_of(all_of_it: list[psutil.Process]) -> set[Path]:
     return {path for path in paths if "shm" in path.parts and path.exists()}
 
 
+def openmp_of(all_of_it: list[psutil.Process]) -> list[Path]:
+    """Files by which Intel's OpenMP says that it is in one of them."""
+    names = (f"__KMP_REGISTERED_LIB_{process.pid}_*" for process in all_of_it)
+    return [path for name in names for path in Path("/dev/shm").glob(name)]
+
+
 async def read(
     client: httpx.AsyncClient, url: str, body: dict[str, Any], begun: asyncio.Event
 ) -> str:
@@ -108,6 +114,7 @@ async def test_a_server_that_is_told_to_stop_ends_its_answers(
     assert left_after(all_of_it, SECONDS) == []
     assert shared
     assert not [path for path in shared if path.exists()]
+    assert openmp_of(all_of_it) == []
 
 
 async def test_what_a_killed_server_started_ends_with_it(own_server: Server) -> None:
@@ -116,3 +123,4 @@ async def test_what_a_killed_server_started_ends_with_it(own_server: Server) -> 
     assert len(all_of_it) > 2
     assert await ended_by(own_server, own_server.process.kill)
     assert left_after(all_of_it, 6 * SECONDS) == []
+    assert openmp_of(all_of_it) == []

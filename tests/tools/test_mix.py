@@ -1,14 +1,22 @@
-"""The mixed load of tools/soak.py: what it complains of."""
+"""The mixed load of tools/soak.py: what it complains of, and what is no reason to."""
 
+import asyncio
+import random
 from dataclasses import replace
 
 import pytest
 
+from tests.engines import uses_server
+from tests.servers import Server
+from tools.mix import servers
 from tools.mix.answers import Broken, Stream, of_whole
 from tools.mix.kinds import Asked
 from tools.mix.ledger import Ledger
+from tools.mix.probe import served_by
+from tools.mix.readers import Readers
 from tools.mix.states import State, complaints
 
+CLIENTS, REQUESTS = 12, 8
 ASKED = Asked("chat", "/v1/chat/completions", {"model": "a"})
 
 
@@ -75,3 +83,21 @@ def test_what_a_server_keeps_is_a_complaint() -> None:
     ):
         [found] = complaints(before, quarter, replace(after, **kept))
         assert str(next(iter(kept.values()))) in found
+
+
+@uses_server("tiny-llada2")
+async def test_a_mixed_load_is_answered_alike_each_time(server: Server) -> None:
+    """What is right alone, or in a batch of its kind, may not be beside all others."""
+    served = served_by(server.url, servers.KINDS["tiny-llada2"])
+    readers = Readers(server.url, served, pool=2 * len(served.kinds), patience=120)
+
+    async def client(number: int) -> None:
+        rng = random.Random(number)
+        async with readers.client() as http:
+            for _ in range(REQUESTS):
+                await readers.ask(http, rng)
+
+    await asyncio.gather(*map(client, range(CLIENTS)))
+    assert readers.ledger.complaints == []
+    assert readers.ledger.counts["compared"] > 10
+    assert not server.held()

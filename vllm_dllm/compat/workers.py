@@ -13,6 +13,7 @@ from vllm_dllm.compat.adapters import leave_base_rows_alone
 from vllm_dllm.compat.attention import size_attention_for_rows
 from vllm_dllm.compat.triton import claiming_triton, replace_cpu_kernels
 from vllm_dllm.compat.weights import pack_new_experts, pack_tied_heads
+from vllm_dllm.orphans import forget_openmp
 from vllm_dllm.worker.model_runner import (
     DenoisingCPUModelRunner,
     DenoisingModelRunner,
@@ -52,6 +53,7 @@ class DenoisingCPUWorker(CPUWorker):
         pack_tied_heads()
         super().init_device()
         forget_shared_memory()
+        forget_openmp(os.getpid())
         # CPUWorker has no seam for the runner and names its class in init_device. The
         # two hold the same attributes and differ in methods alone.
         self.model_runner.__class__ = DenoisingCPUModelRunner
