@@ -6,7 +6,6 @@ so any number of them may be written in one forward.
 """
 
 import json
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -15,18 +14,11 @@ import numpy.typing as npt
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
-from xgrammar import TokenizerInfo
+
+from vllm_dllm.vocabulary import Vocabulary, texts
 
 Tokens = npt.NDArray[np.bool_]
 """[vocab]: some of the vocabulary."""
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What grammars know of a tokenizer; the same where the tokenizer is."""
-
-    tokenizer: Any
-    info: TokenizerInfo = field(compare=False)
 
 
 def free_tokens(request: Request, manager: StructuredOutputManager) -> Tokens | None:
@@ -68,10 +60,3 @@ def without(vocabulary: Vocabulary, letters: bytes, stops: frozenset[int]) -> To
     free = np.array([not set(letters) & set(text) for text in texts(vocabulary)])
     free[[token for token in stops if token < len(free)]] = False
     return free
-
-
-@lru_cache(maxsize=1)
-def texts(vocabulary: Vocabulary) -> list[bytes]:
-    """Of all tokens."""
-    found: list[bytes] = vocabulary.info.decoded_vocab
-    return found

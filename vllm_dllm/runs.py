@@ -18,6 +18,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
 
 from vllm_dllm.free_text import free_tokens
+from vllm_dllm.spelling import forced_spelling
 
 TAKES_BACK = (XgrammarGrammar, GuidanceGrammar)
 """Grammars that can take back tokens. vLLM makes those of outlines and of
@@ -31,7 +32,10 @@ class Run:
     tokens: tuple[int, ...] = ()
     """One for each of them, from the left."""
     forced: int = 0
-    """How many of these, from the left, are the only tokens that the grammar allows."""
+    """How many of these, from the left, the grammar leaves no choice of."""
+    spelled: frozenset[int] = frozenset()
+    """Which of them, by their place, are of a text that it forces, though it allows
+    tokens that end elsewhere in it (spelling.py)."""
     free: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
     """Bits of the tokens behind which the grammar is where it was, so that nothing has
     to be assumed; None where text is not free (free_text.py)."""
@@ -77,22 +81,31 @@ def run_of(
     bits = manager.backend.allocate_token_bitmask(1)
     words = bits[0].numpy()
     tokens: list[int] = []
+    spelled: set[int] = set()
     forced = 0
+    spells = not (params.allowed_token_ids or params.logit_bias)
     while len(tokens) < room and not grammar.is_terminated():
         grammar.fill_bitmask(bits, 0)
-        only = _only_token(words)
-        token = only
-        if only is None:
-            token = next(iter(candidates[len(tokens) :]), None)
-        if token is None or not _allows(words, token):
+        ahead = [] if (only := _only_token(words)) is None else [only]
+        is_text = not ahead and spells
+        if is_text and isinstance(grammar, XgrammarGrammar):
+            before = tokens[-1] if tokens else request.all_token_ids[-1]
+            ahead = forced_spelling(grammar, manager.backend.tokenizer, before)
+        is_forced = bool(ahead)
+        if not is_forced:
+            guess = candidates[len(tokens) :][:1]
+            ahead = [token for token in guess if _allows(words, token)]
+        place = len(tokens)
+        tokens += _accepted(grammar, request, ahead[: room - place])
+        if is_forced and forced == place:
+            forced = len(tokens)
+        if is_forced and is_text:
+            spelled |= {*range(place, len(tokens))}
+        if not ahead or len(tokens) < place + len(ahead):
             break
-        if token in params.all_stop_token_ids or not _accepts(grammar, request, token):
-            break
-        forced += only is not None and forced == len(tokens)
-        tokens.append(token)
     if tokens:
         grammar.rollback(len(tokens))
-    return Run(tuple(tokens), forced)
+    return Run(tuple(tokens), forced, frozenset(spelled))
 
 
 def _is_reasoning(request: Request, manager: StructuredOutputManager) -> bool:
@@ -103,8 +116,18 @@ def _is_reasoning(request: Request, manager: StructuredOutputManager) -> bool:
     return waits and not structured.reasoning_ended
 
 
-def _accepts(grammar: StructuredOutputGrammar, request: Request, token: int) -> bool:
-    return grammar.accept_tokens(request.request_id, [token])
+def _accepted(
+    grammar: StructuredOutputGrammar, request: Request, tokens: list[int]
+) -> list[int]:
+    """The tokens up to the first that the grammar does not take, or that ends the
+    answer."""
+    assert request.sampling_params is not None
+    ends, found = request.sampling_params.all_stop_token_ids, list[int]()
+    for token in tokens:
+        if token in ends or not grammar.accept_tokens(request.request_id, [token]):
+            break
+        found.append(token)
+    return found
 
 
 def _allows(words: npt.NDArray[np.int32], token: int) -> bool:

@@ -31,8 +31,8 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
 ) -> None:
     """On a GPU rows are those of whole blocks, on CPU those of masks; a request in the
     middle of its prompt has none, and vLLM sends a row of bits for it all the same. A
-    run has one more than it has tokens, vLLM sends one for each position. In free text
-    the first one holds for all."""
+    run has one more than it has tokens, vLLM sends one for each position. Of a forced
+    text one spelling is allowed. In free text the first one holds for all."""
     rng = random.Random(seed)
     desk = Desk("block-causal", SLOTS, BLOCK)
     desk.slots.canvas.whole_blocks = whole_blocks
@@ -55,7 +55,9 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     runs = spans.runs = [Run() for _ in known]
     for index in with_grammar:
         room, first = int(num_drafts[index]), known[index] % BLOCK
-        runs[index] = Run((7, 8, 9, 10)[: rng.randint(0, room)])
+        count = rng.randint(0, min(room, 4))
+        spelled = frozenset(rng.sample(range(count), count // 2))
+        runs[index] = Run((7, 8, 9, 65)[:count], spelled=spelled)
         if is_free := rng.random() < 0.4:
             runs[index] = Run(free=np.packbits(FREE, bitorder="little"))
         for ahead in range(max(1, room)):
@@ -63,6 +65,8 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
             bits.append(bits_of(some))
             if room and is_free:
                 allowed[index, first + ahead] = allowed.get((index, first), some)
+            elif room and ahead in runs[index].spelled:
+                allowed[index, first + ahead] = {runs[index].tokens[ahead]}
             elif room and ahead <= len(runs[index].tokens):
                 allowed[index, first + ahead] = some
     grammar = GrammarOutput(

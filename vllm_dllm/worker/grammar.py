@@ -9,6 +9,7 @@ right: each position by the bits of what was assumed before it, if that is what 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.sched.output import GrammarOutput
@@ -105,11 +106,21 @@ def exclude_ungrammatical(
     places = np.repeat(sent.cumsum() - sent, count)
     places += np.where(np.repeat(is_free, count), 0, offset)
     of_rows = np.stack([np.repeat(index, count), offset, np.concatenate(assumed)])
+    of_rows = of_rows.astype(np.int64)
     device, vocab = logits.device, logits.shape[1]
-    bits = async_tensor_h2d(grammar.grammar_bitmask[places], device)
+    words = grammar.grammar_bitmask[places]
+    begins = (count.cumsum() - count).tolist()
+    spelled = [
+        begin + ahead
+        for i, begin in zip(index.tolist(), begins, strict=True)
+        for ahead in runs[i].spelled
+    ]
+    if spelled:
+        _allow_one(words, spelled, of_rows[2])
+    bits = async_tensor_h2d(words, device)
     bit = torch.arange(32, dtype=torch.int32, device=device)
     allowed = (bits.unsqueeze(2) >> bit & 1).bool().flatten(1)[:, :vocab]
-    request, ahead, token = async_tensor_h2d(of_rows.astype(np.int64), device)
+    request, ahead, token = async_tensor_h2d(of_rows, device)
     rows = batch.spans.rows
     block = request if rows is None else rows.begin[request]
     cell = block, batch.first[block] + ahead
@@ -123,6 +134,21 @@ def exclude_ungrammatical(
         assumed=torch.zeros_like(batch.tokens).index_put(cell, token),
         free=_free_tokens(runs, batch, vocab),
     )
+
+
+def _allow_one(
+    words: npt.NDArray[np.int32], where: list[int], token: npt.NDArray[np.int64]
+) -> None:
+    """Let some rows of bits allow one token each.
+
+    Args:
+        words: [rows, vocab / 32], changed in place.
+        where: which of the rows; token: [rows].
+    """
+    only = token[where]
+    words[where] = 0
+    bit = (1 << only % 32).astype(np.uint32)
+    words[where, only // 32] = bit.view(np.int32)
 
 
 def _free_tokens(
