@@ -1,9 +1,7 @@
 """Structured output: a grammar is obeyed, and within it the model has its way."""
 
 import asyncio
-import json
 import random
-import re
 from typing import Any
 
 import httpx
@@ -18,7 +16,6 @@ from tests.reference import grammar_runs
 from tests.reference.masks import block_causal
 from tests.reference.nemotron_generate import causal_but_for
 from tests.servers import Server
-from tools.tiny import tokenizer
 from vllm_dllm.span import round_up
 
 pytestmark = pytest.mark.timeout(400)
@@ -276,96 +273,6 @@ def test_bans_choose_among_what_a_grammar_allows(engine: Engine) -> None:
     ]
     answers = [tokens_of(output) for output in engine.ask_each(requests)]
     assert answers == [[token] * 6 + [EOS] for token in (12, 13, 13)]
-
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"enum": ["ada", "grace"]},
-        "years": {"type": "array", "items": {"enum": [1, 23]}, "maxItems": 3},
-    },
-    "required": ["name", "years"],
-    "additionalProperties": False,
-}
-
-
-FAST = {"dllm_algorithm": "threshold", "dllm_threshold": 0.1}
-
-
-@uses("tiny-llada", "tiny-llada2-guidance")
-def test_json_is_json_at_any_temperature(engine: Engine) -> None:
-    """One token that a schema does not allow, and no client can read the answer."""
-    prompt = tokenizer.build().encode(tokenizer.render([("Copy: abc", "")])).ids
-    case = Case(engine.spec.checkpoint, prompt, 160, None, "sequential")
-    kinds = [
-        StructuredOutputsParams(json=SCHEMA),
-        StructuredOutputsParams(choice=["left", "right", "straight on"]),
-        StructuredOutputsParams(regex=r"\d{3}-[a-f]{4}"),
-    ]
-    requests: list[Request] = [
-        (
-            case,
-            {
-                "temperature": temperature,
-                "seed": seed,
-                "ignore_eos": False,
-                "extra_args": None,
-                "structured_outputs": kind,
-            },
-        )
-        for kind in kinds
-        for seed, temperature in enumerate((0.0, 1.0, 2.0))
-    ]
-    requests = [
-        (case, {**sampling, "extra_args": fields})
-        for case, sampling in requests
-        for fields in (None, FAST, {"dllm_steps": 4})
-    ]
-    answers = [output.outputs[0] for output in engine.ask_each(requests)]
-    texts = [answer.text for answer in answers]
-    assert {answer.finish_reason for answer in answers} == {"stop"}
-    for text in texts[:9]:
-        answer = json.loads(text)
-        assert answer.keys() == {"name", "years"} and len(answer["years"]) <= 3
-        assert answer["name"] in ("ada", "grace")
-    assert set(texts[9:18]) <= {"left", "right", "straight on"}
-    assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[18:])
-
-
-@uses("tiny-llada")
-def test_calls_in_free_text_are_whole(engine: Engine) -> None:
-    """Text is written many tokens at a time; what was written behind the beginning of
-    a call in the same step would be no call."""
-    vocabulary = tokenizer.build()
-    prompt = vocabulary.encode(tokenizer.render([("Copy: abc", "")])).ids
-    case = Case(engine.spec.checkpoint, prompt, 80, None, "threshold")
-    call = {
-        "begin": "x(",
-        "content": {"type": "regex", "pattern": "[0-9][0-9]"},
-        "end": ")",
-    }
-    form = {"type": "triggered_tags", "triggers": ["x"], "tags": [call]}
-    tag = json.dumps({"type": "structural_tag", "format": form})
-    sampling = {
-        "temperature": 1.5,
-        "ignore_eos": False,
-        "min_tokens": 60,
-        "logit_bias": {vocabulary.token_to_id("x"): 5.0},
-        "structured_outputs": StructuredOutputsParams(structural_tag=tag),
-    }
-    fields = [{"dllm_algorithm": "threshold", "dllm_threshold": t} for t in (0, 0.2)]
-    requests: list[Request] = [
-        (case, {**sampling, "seed": seed, "extra_args": fields[seed % 2]})
-        for seed in range(12)
-    ]
-    outputs = engine.ask_each(requests)
-    texts = [output.outputs[0].text for output in outputs]
-    cut = r"(x(\([0-9]{0,2})?)?"
-    for text in texts:
-        assert re.fullmatch(rf"([^x]|x\([0-9][0-9]\))*{cut}", text, re.DOTALL), text
-    assert sum(text.count("x") for text in texts) > 12
-    forwards = sum(engine.forwards(output) for output in outputs)
-    assert sum(len(tokens_of(output)) for output in outputs) > 1.3 * forwards
 
 
 @uses_server("sdar16", "llada")

@@ -41,6 +41,17 @@ class Run:
     to be assumed; None where text is not free (free_text.py)."""
 
 
+PADDING = -1
+"""vLLM's draft token that stands for none."""
+
+
+def up_to_padding(drafts: list[int]) -> list[int]:
+    """What vLLM is told of a canvas, up to the first position that nothing is assumed
+    of."""
+    end = drafts.index(PADDING) + 1 if PADDING in drafts else len(drafts)
+    return drafts[:end]
+
+
 Runs = dict[str, Run]
 """By request id; one that is not in it has none."""
 

@@ -6,9 +6,10 @@ a chunk may end, and where the next span of a request starts.
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
-from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
@@ -22,7 +23,7 @@ from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.runs import Run, Runs, attach, run_of
+from vllm_dllm.runs import PADDING, Run, Runs, attach, run_of, up_to_padding
 from vllm_dllm.span import Span
 
 
@@ -69,7 +70,7 @@ class BlockDiffusionScheduler(Scheduler):
             course, known = Progress.of(request).course, request.num_tokens
             request.num_computed_tokens = course.ahead(known)
             wanted = course.wanted(request.num_computed_tokens, known)
-            request.spec_token_ids = [-1] * (wanted.end - known)
+            request.spec_token_ids = [PADDING] * (wanted.end - known)
         most = self.config.busy_requests
         self.is_busy = most is not None and sum(self.get_request_counts()) > most
         started = time.monotonic()
@@ -132,12 +133,22 @@ class BlockDiffusionScheduler(Scheduler):
                     manager = self.structured_output_manager
                     run = run_of(request, progress.candidates, room, manager)
                     runs[req_id] = run
-                drafts[req_id] = [*run.tokens, *[-1] * (room - len(run.tokens))]
+                drafts[req_id] = [*run.tokens, *[PADDING] * (room - len(run.tokens))]
             else:
                 drafts.pop(req_id, None)
         StepPlan.plan(spans, self.is_busy).attach(scheduler_output)
         attach(runs, scheduler_output)
         super()._update_after_schedule(scheduler_output)
+
+    def get_grammar_bitmask(
+        self, scheduler_output: SchedulerOutput
+    ) -> GrammarOutput | None:
+        # vLLM fills and sends a row of bits for each position that it was told of, and
+        # with a large vocabulary a row is long. One of those behind a run is enough.
+        told = scheduler_output.scheduled_spec_decode_tokens
+        cut = {req_id: up_to_padding(tokens) for req_id, tokens in told.items()}
+        asked = replace(scheduler_output, scheduled_spec_decode_tokens=cut)
+        return super().get_grammar_bitmask(asked)
 
     def update_from_output(
         self,

@@ -23,6 +23,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         f"{_SCHEDULER}._preempt_request",
         f"{_SCHEDULER}._update_after_schedule",
         f"{_SCHEDULER}._update_request_with_output",
+        f"{_SCHEDULER}.get_grammar_bitmask",
         f"{_SCHEDULER}.update_from_output",
         f"{_SCHEDULER}.make_spec_decoding_stats",
         f"{_SCHEDULER}.finish_requests",

@@ -92,8 +92,9 @@ def exclude_ungrammatical(
     index_of = {req_id: index for index, req_id in enumerate(req_ids)}
     ids = grammar.structured_output_request_ids
     index = np.array([index_of[req_id] for req_id in ids])
-    sent = _rows_of_bits(grammar, num_drafts[index])
     runs = batch.spans.runs or [Run()] * len(req_ids)
+    lengths = np.array([len(runs[i].tokens) for i in index.tolist()])
+    sent = _rows_of_bits(grammar, num_drafts[index], lengths)
     is_free = np.array([runs[i].free is not None for i in index.tolist()])
     assumed = [
         [*runs[i].tokens, *[-1] * (num_drafts[i] if alike else 1)][: num_drafts[i]]
@@ -193,14 +194,19 @@ def show_forced(spans: SpanBatch, all_token_ids: torch.Tensor) -> None:
     spans.shown = spans.shown + shown * shows
 
 
-def _rows_of_bits(grammar: GrammarOutput, num_drafts: np.ndarray) -> np.ndarray:
+def _rows_of_bits(
+    grammar: GrammarOutput, num_drafts: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
     """[requests with a grammar] int: how many rows of bits each has been sent; the
     first is that of its next token.
 
-    One for each position of the canvas that vLLM was told of, and one for a request
-    without any; from vLLM 0.33 on, as many for each as there can be.
+    One for each position of its run and one more, as far as there is a canvas; one for
+    a request without any; from vLLM 0.33 on, as many for each as there can be.
+
+    Args:
+        lengths: of the runs.
     """
-    rows = np.maximum(num_drafts, 1)
+    rows = np.maximum(np.minimum(num_drafts, lengths + 1), 1)
     if rows.sum() != len(grammar.grammar_bitmask):
         rows[:] = len(grammar.grammar_bitmask) // len(rows)
     return rows
