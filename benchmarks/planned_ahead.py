@@ -31,7 +31,7 @@ os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for functions of ours
 
 BLOCKS = (4, 32)
 CONCURRENCY = (1, 8, 32)
-TOKENS = 128
+TOKENS = 64
 
 
 def count_forwards(worker: Any) -> None:

@@ -45,7 +45,7 @@ def decided(
     Each of them makes some of its canvas known, drawn by lot; what is planned ends when
     the request does, and what was planned then is thrown away.
     """
-    random, course = Random(seed), Course(plan, goes_ahead=most > 1)
+    random, course = Random(seed), Course(plan, most > 1, end)
     steps: list[Span] = []
     lengths: deque[int] = deque()
     for _ in range(2000):
@@ -114,6 +114,17 @@ def test_a_refresh_is_not_planned_before_its_block() -> None:
     grid = Grid(5, 8, 29)
     for cache in ("prefix", "dual"):
         assert span_ahead(FullAttention(grid, cache), 5, 6, 5, ends=True) is None
+
+
+def test_nothing_is_planned_behind_an_answer_that_likely_ends() -> None:
+    """A forward of each request would be thrown away."""
+    course = Course(BlockCausal(Grid(0, 4, 100)), goes_ahead=True, end=8)
+    course.pace.last = 1
+    course.begin(course.wanted(0, 3), 0)
+    assert course.wanted(4, 3).length  # another block follows
+    course.settle(course.back(3), 4, None)
+    course.begin(course.wanted(0, 4), 0)
+    assert not course.wanted(4, 4).length
 
 
 def test_plans_that_need_more_than_the_end_of_a_block_wait() -> None:

@@ -9,13 +9,13 @@ were known when it ran: that is what the worker laid out.
 If the block has ended, the step on it makes its KV final, as a chunk of a prompt does,
 and decides nothing. Where that is likely, the span goes on into the next block, whose
 first step it may then be; or, where every step of a block reads the keys of its first
-one, the request waits.
+one, and where no block follows, the request waits.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 
-from vllm_dllm.span import BlockCausal, Buffered, FullAttention, Plan, Span
+from vllm_dllm.span import UNBOUNDED, BlockCausal, Buffered, FullAttention, Plan, Span
 from vllm_dllm.span_seeded import Seeded
 
 NOTHING = Span(0, 0, 0, 0)
@@ -49,6 +49,8 @@ class Course:
     plan: Plan
     goes_ahead: bool = False
     """Whether a step may be planned while one is under way."""
+    end: int = UNBOUNDED
+    """Known tokens at which the request ends."""
     start: int = 0
     """First position of the oldest step under way, or of the next one."""
     mark: int | None = None
@@ -79,6 +81,8 @@ class Course:
             return NOTHING
         start, mark = self._foreseen(known)
         ends = self.pace.ends(sum(span.canvas > 0 for span in self.under_way))
+        if ends and self.plan.grid.end_of(known) >= self.end:
+            return NOTHING
         return span_ahead(self.plan, start, known, mark, ends) or NOTHING
 
     def ahead(self, known: int) -> int:

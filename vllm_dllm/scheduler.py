@@ -56,7 +56,9 @@ class BlockDiffusionScheduler(Scheduler):
         )
         # What a grammar allows next depends on the tokens of the step before.
         waits = request.use_structured_output
-        course = Course(plan, self.config.facts.plans_ahead and not waits)
+        goes_ahead = self.config.facts.plans_ahead and not waits
+        end = request.num_prompt_tokens + request.max_tokens
+        course = Course(plan, goes_ahead, end)
         progress = Progress(course, decoding)
         progress.attach(request)
         super().add_request(request)
