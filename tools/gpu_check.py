@@ -39,6 +39,8 @@ BACKENDS = {
 }
 MODES = {"cpu": ["eager"], "cuda": ["eager", "graphs"]}
 """`graphs`: torch.compile and CUDA graphs, with vLLM's defaults."""
+AHEAD = "ahead"
+"""On request: as `graphs`, and steps are planned ahead (`--async-scheduling`)."""
 QUESTIONS = 20
 """Of each skill of the bundled model."""
 EXACT = 0.97
@@ -88,6 +90,7 @@ def engine_options(check: Check, platform: str) -> dict[str, Any]:
         "dtype": check.dtype,
         "attention_backend": check.backend,
         "enforce_eager": check.mode == "eager",
+        "async_scheduling": check.mode == AHEAD,
     }
     if platform == "cuda":  # small models: several engines share the memory
         options["gpu_memory_utilization"] = 0.1
@@ -204,7 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[])
     parser.add_argument("--backends", nargs="+", default=[])
-    parser.add_argument("--modes", nargs="+", choices=["eager", "graphs"], default=[])
+    modes = [*MODES["cuda"], AHEAD]
+    parser.add_argument("--modes", nargs="+", choices=modes, default=[])
     parser.add_argument("--jobs", type=int, default=1, help="engines at the same time")
     parser.add_argument("--out", type=Path, help="all outcomes, as JSON")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
