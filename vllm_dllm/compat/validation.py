@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.compat.patch import refusing, wraps
@@ -64,8 +65,30 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
                 f"structured_outputs={quoted(given)} cannot be followed: {error}",
                 parameter="structured_outputs",
             ) from None
+        if broken := broken_backend(grammar._backend):
+            raise VLLMValidationError(
+                f"structured_outputs cannot be followed by {grammar._backend!r}, the "
+                f"server's grammar backend: {broken}; a server can have 'xgrammar', "
+                "'guidance' or 'outlines'",
+                parameter="structured_outputs",
+            )
 
     return validate
+
+
+def broken_backend(name: str | None) -> str | None:
+    """Why a grammar backend cannot be loaded, which vLLM finds out in the engine, and
+    ends it; None if it can.
+
+    lm-format-enforcer looks for vLLM's tokenizers where they no longer are.
+    """
+    if name != "lm-format-enforcer":
+        return None
+    try:
+        import_module("lmformatenforcer.integrations.vllm")
+    except ImportError as error:
+        return str(error.__context__ or error)
+    return None
 
 
 @wraps("vllm.renderers.base:BaseRenderer.render_completion_suffix")

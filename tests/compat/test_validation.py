@@ -1,0 +1,32 @@
+"""Checks of vLLM's that ours go around, and what is checked besides."""
+
+from contextlib import nullcontext
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.config import StructuredOutputsConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.tokenizers import get_tokenizer
+
+from tests.specs import MODELS
+from vllm_dllm import plugin
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "outlines", "lm-format-enforcer"])
+def test_a_backend_that_would_end_the_engine_is_refused_by_name(backend: str) -> None:
+    """lm-format-enforcer imports a module that vLLM no longer has: in the engine, at
+    the first request, which would be the last one."""
+    plugin.register()
+    tokenizer = get_tokenizer(str(MODELS / "tiny-llada2"))
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a|b"))
+    model_config: Any = SimpleNamespace(architectures=["LLaDA2MoeModelLM"])
+    is_there = find_spec("vllm.transformers_utils.tokenizer") is not None
+    refused = pytest.raises(VLLMValidationError, match=f"by '{backend}'.*'guidance'")
+    works = backend != "lm-format-enforcer" or is_there
+    with nullcontext() if works else refused:
+        params._validate_structured_outputs(
+            model_config, StructuredOutputsConfig(backend=backend), tokenizer
+        )
