@@ -16,9 +16,9 @@ from vllm_dllm import plugin
 
 
 @pytest.mark.parametrize("backend", ["xgrammar", "outlines", "lm-format-enforcer"])
-def test_a_backend_that_would_end_the_engine_is_refused_by_name(backend: str) -> None:
-    """lm-format-enforcer imports a module that vLLM no longer has: in the engine, at
-    the first request, which would be the last one."""
+def test_a_backend_that_cannot_be_loaded_is_refused_by_name(backend: str) -> None:
+    """lm-format-enforcer imports a module that vLLM no longer has, and would do so in
+    the engine, at the first request with a grammar."""
     plugin.register()
     tokenizer = get_tokenizer(str(MODELS / "tiny-llada2"))
     params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a|b"))

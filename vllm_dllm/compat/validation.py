@@ -77,8 +77,8 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
 
 
 def broken_backend(name: str | None) -> str | None:
-    """Why a grammar backend cannot be loaded, which vLLM finds out in the engine, and
-    ends it; None if it can.
+    """Why a grammar backend cannot be loaded, which vLLM finds out in the engine; None
+    if it can.
 
     lm-format-enforcer looks for vLLM's tokenizers where they no longer are.
     """
