@@ -45,6 +45,8 @@ def requests_of(engine: Engine) -> list[Request]:
             fields = {"dllm_return_trajectory": True}
             sampling = {"extra_args": case.fields | fields, "logprobs": 2}
             sampling["ignore_eos"] = False
+        elif number % 8 == 4:  # the text of token t is wt
+            sampling = {"temperature": 1.0, "seed": number, "stop": ["w1", "w2"]}
         requests.append((case, sampling))
     if spec.block:
         several = multi_block_cases(spec.checkpoint, spec.block)[:8]
