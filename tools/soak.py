@@ -56,7 +56,10 @@ class Soak:
         async with httpx.AsyncClient(base_url=self.url, timeout=600) as http:
             while time.monotonic() < until:
                 await asyncio.sleep(PREEMPT_SECONDS)
-                (await http.post(RESET)).raise_for_status()
+                try:
+                    (await http.post(RESET)).raise_for_status()
+                except httpx.HTTPError as error:
+                    self.readers.ledger.complain(f"{RESET}: {error!r}")
 
     async def run(self) -> dict[str, Any]:
         seconds = self.args.minutes * 60

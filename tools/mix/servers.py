@@ -87,8 +87,13 @@ class Server:
             make_adapter(adapter, checkpoint, kind.adapted)
             command += ["--enable-lora", "--max-lora-rank", 8]
             command += ["--lora-modules", f"{name}-adapter={adapter}"]
-        # The second one for /reset_prefix_cache, which preempts all that run.
-        own = {"VLLM_PLUGINS": "dllm", "VLLM_SERVER_DEV_MODE": "1"}
+        own = {
+            "VLLM_PLUGINS": "dllm",
+            # For /reset_prefix_cache, which preempts all that run.
+            "VLLM_SERVER_DEV_MODE": "1",
+            # Seconds: a busy client must not write to what is just being closed.
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
+        }
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
