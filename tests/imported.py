@@ -7,6 +7,7 @@ their configurations. Nothing here may start a thread.
 import atexit
 import gc
 import importlib
+import time
 from functools import partial
 
 import setproctitle
@@ -25,7 +26,7 @@ load_general_plugins()
 # vLLM looks at each class of model in a process of its own, lest CUDA be started here.
 registry._run_in_subprocess = lambda look: look()
 # A reader that spins takes the core that its writer needs, where cores are few.
-shm_broadcast.SpinCondition = partial(shm_broadcast.SpinCondition, busy_loop_s=0)
+shm_broadcast.sched_yield = partial(time.sleep, 0.0002)
 setproctitle.getproctitle()  # finds the place of the title, which moves
 # The collector of a fork need not look at any of it.
 gc.collect()
