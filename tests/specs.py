@@ -189,7 +189,7 @@ OFFLINE = {
         },
     ),
     "llada-tp2": EngineSpec("llada-pub0", options={**LORA, **TWO_RANKS}),
-    "dream-tp2": EngineSpec("dream-pub0", options=TWO_RANKS, spawned=True),
+    "dream-tp2": EngineSpec("dream-pub0", options=TWO_RANKS),
     "wedlm-tp2": EngineSpec("wedlm-pub0", options=TWO_RANKS),
     "moving32-small-steps": EngineSpec(
         "llada22-pub0", 32, {"max_num_batched_tokens": 64}, on_demand=True

@@ -170,6 +170,7 @@ def test_rollout(running: OneAtATime) -> None:
     out = run_python(
         *("rollout.py", "--rounds", 1, "--noise", 1, "--questions", 8),
         VLLM_CPU_OMP_THREADS_BIND=str(CORE),
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
     )
     lines = [line for line in out.splitlines() if ": reward " in line]
     start, tried, end = (line.partition(": reward ")[2] for line in lines)

@@ -144,7 +144,7 @@ async def test_the_knob_for_effort_reaches_the_decoding(
 
 async def test_a_client_is_told_what_a_rush_changed(added: Server) -> None:
     """An answer that depends on others without a word cannot be explained."""
-    fields = {"prompt": "Copy: abcdef", "max_tokens": 600, "ignore_eos": True}
+    fields = {"prompt": "Copy: abcdef", "max_tokens": 200, "ignore_eos": True}
     fields |= {"dllm_threshold": 1.0}
     path = "/v1/completions"
     before = busy_steps(added)
