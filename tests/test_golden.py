@@ -11,6 +11,7 @@ from tests.golden_cases import (
     too_many_forwards,
 )
 from tests.new_cases import new_cases
+from tests.specs import AHEAD_ON_DEMAND
 
 pytestmark = pytest.mark.timeout(400)
 FULL_ATTENTION = ("llada", "dream")
@@ -39,7 +40,7 @@ def test_a_request_alone_answers_as_the_authors_code(engine: Engine) -> None:
     assert too_many_forwards(cases, forwards) == []
 
 
-@uses(*ALL)
+@uses(*ALL, *(f"{name}-ahead" for name in AHEAD_ON_DEMAND))
 def test_requests_in_one_batch_answer_as_the_authors_code(engine: Engine) -> None:
     """Rows of one request could leak into another one's block, mask or quota."""
     cases = cases_of(engine)
