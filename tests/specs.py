@@ -202,7 +202,10 @@ OFFLINE = {
         "adablock-dream-pub0", options=TWO_RANKS, on_demand=True
     ),
     "diffullama-tp2": EngineSpec(
-        "diffullama-pub0", options={**TWO_RANKS, **DIFFULLAMA}, on_demand=True
+        "diffullama-pub0",
+        options={**TWO_RANKS, **DIFFULLAMA},
+        on_demand=True,
+        spawned=True,
     ),
     "sdar16-pp2": EngineSpec(
         "sdar-pub1",
