@@ -2,19 +2,19 @@
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from vllm.lora.request import LoRARequest
 
 from tests.checkpoints import derived
 from tests.golden_cases import GOLDEN, Case, Model, model_class
+from tools.mix.adapter import save_adapter
 
 RANK, ALPHA = 4, 8
 STRENGTH = 0.3
@@ -71,18 +71,7 @@ def make_adapter(
         module = f"base_model.model.{name.removesuffix('.weight')}"
         parts |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
         merged[name] = weight + ALPHA / RANK * (up @ down)
-    folder.mkdir()
-    save_file(parts, folder / "adapter_model.safetensors")
-    modules = {name.split(".")[-3] for name in parts}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": RANK,
-        "lora_alpha": ALPHA,
-        "target_modules": sorted(modules),
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_adapter(folder, parts, RANK, ALPHA)
     checkpoint = derived(folder / "merged", base, merged)
     merged_model = (model or model_class(base)).from_pretrained(checkpoint)
     near = copy.deepcopy(merged_model)

@@ -23,13 +23,20 @@ def make_adapter(folder: Path, checkpoint: Path, layers: tuple[str, ...]) -> Non
                 up = torch.randn(outputs, RANK, generator=generator) * STRENGTH
                 parts[f"base_model.model.{module}.lora_A.weight"] = down
                 parts[f"base_model.model.{module}.lora_B.weight"] = up
+    save_adapter(folder, parts, RANK, 2 * RANK)
+
+
+def save_adapter(
+    folder: Path, parts: dict[str, torch.Tensor], rank: int, alpha: int
+) -> None:
+    """Make a folder of the weights of an adapter, by their names in PEFT's files."""
     folder.mkdir(parents=True)
     save_file(parts, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "r": RANK,
-        "lora_alpha": 2 * RANK,
+        "r": rank,
+        "lora_alpha": alpha,
         "target_modules": sorted({name.split(".")[-3] for name in parts}),
         "bias": "none",
     }
