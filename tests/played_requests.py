@@ -10,16 +10,12 @@ from hypothesis import strategies as st
 
 from tests.decodings import decoding
 from vllm_dllm.config import DllmConfig, Facts
-from vllm_dllm.span import (
-    BlockCausal,
-    FullAttention,
-    Grid,
-    Plan,
-    Span,
-    Window,
-    full_attention_grid,
-)
-from vllm_dllm.span_seeded import Seeded, SeededCausal
+from vllm_dllm.plans.base import Plan, Span
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import Grid, answer_grid
+from vllm_dllm.plans.seeded import Seeded, SeededCausal
+from vllm_dllm.plans.window import Window
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.registry import LAYOUTS
@@ -33,7 +29,7 @@ def grids(draw: st.DrawFn) -> Grid:
     """A grid of full attention."""
     prompt, answer = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     max_len = prompt + draw(st.integers(answer, 80))
-    return full_attention_grid(prompt, answer, draw(blocks), max_len)
+    return answer_grid(prompt, answer, draw(blocks), max_len)
 
 
 ATTENTION: dict[type, str] = {

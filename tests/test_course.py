@@ -7,19 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_dllm.course import Course, Pace, span_ahead
-from vllm_dllm.span import (
-    AfterPrompt,
-    BlockCausal,
-    Buffered,
-    FullAttention,
-    Grid,
-    Plan,
-    Sliding,
-    Span,
-    Window,
-    round_up,
-)
-from vllm_dllm.span_seeded import Seeded, SeededCausal
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.base import Plan, Span
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.buffered import Buffered
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import Grid, Sliding, round_up
+from vllm_dllm.plans.seeded import Seeded, SeededCausal
+from vllm_dllm.plans.window import Window
 
 
 @st.composite

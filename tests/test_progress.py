@@ -6,9 +6,11 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from tests.wishes import CONFIG
 from vllm_dllm.course import Course
+from vllm_dllm.plans.base import Span
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.grid import Grid
 from vllm_dllm.progress import Progress, StepPlan
 from vllm_dllm.request import resolve
-from vllm_dllm.span import BlockCausal, Grid, Span
 
 
 def test_a_plan_comes_back_with_its_step() -> None:

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 
 from tests.wishes import CONFIG, FULL, WHOLE, with_grammar
-from vllm_dllm import span
 from vllm_dllm.admission import check_sampling_params
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.plans.adaptive import Adaptive
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import Grid
 from vllm_dllm.request import plan_of, resolve, wishes_of
 
 ASKED = {
@@ -17,7 +20,7 @@ ASKED = {
 }
 
 
-def plan(max_tokens: int, config: DllmConfig = FULL, **changed: Any) -> span.Plan:
+def plan(max_tokens: int, config: DllmConfig = FULL, **changed: Any) -> Plan:
     fields = {**ASKED, **{f"dllm_{name}": value for name, value in changed.items()}}
     decoding = resolve(fields, config, max_tokens)
     return plan_of(decoding, config, 10, max_tokens)
@@ -27,13 +30,13 @@ def test_a_quarter_of_the_answer_is_searched() -> None:
     """Another window finds other delimiters than the authors' code."""
     found = {tokens: plan(tokens, block_length=8) for tokens in (3, 40, 41, 43, 44)}
     for tokens, window in ((3, 0), (40, 10), (41, 10), (43, 10), (44, 11)):
-        grid = span.Grid(10, min(tokens, max(8, window)), 10 + tokens)
-        assert found[tokens] == span.Adaptive(grid, "none", 0, 0, 8, window)
+        grid = Grid(10, min(tokens, max(8, window)), 10 + tokens)
+        assert found[tokens] == Adaptive(grid, "none", 0, 0, 8, window)
 
 
 def test_without_delimiters_all_blocks_have_the_default_length() -> None:
     """The authors' switch for fixed blocks; either of the two fields is one."""
-    fixed = span.Adaptive(span.Grid(10, 32, 90), "none", 0, 0, 32, 0)
+    fixed = Adaptive(Grid(10, 32, 90), "none", 0, 0, 32, 0)
     assert plan(80, delimiter_ids=[]) == fixed
     assert plan(80, delimiter_threshold=None) == fixed
     assert plan(80, WHOLE, delimiter_ids=[]) == fixed  # without a default of its own
@@ -42,7 +45,7 @@ def test_without_delimiters_all_blocks_have_the_default_length() -> None:
 def test_the_text_goes_on_right_behind_a_gap() -> None:
     """Masks between the two would be text that nobody is shown."""
     guided = plan(40, cache="dual", suffix_token_ids=[5] * 9, cfg_scale=0.5)
-    assert guided == span.Adaptive(span.Grid(10, 32, 50), "dual", 64, 9, 32, 10)
+    assert guided == Adaptive(Grid(10, 32, 50), "dual", 64, 9, 32, 10)
 
 
 @pytest.mark.parametrize(
@@ -82,4 +85,4 @@ def test_a_grammar_is_not_followed_in_such_blocks() -> None:
     for own, config in ((ASKED, FULL), (None, server)):
         decoding = resolve(own, config, 20, follows_grammar=True)
         assert decoding.algorithm == "confidence_threshold"
-        assert isinstance(plan_of(decoding, config, 10, 20), span.FullAttention)
+        assert isinstance(plan_of(decoding, config, 10, 20), FullAttention)

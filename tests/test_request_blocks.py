@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 
 from tests.wishes import CONFIG, FACTS, FULL, WHOLE
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import UNBOUNDED, Grid
 from vllm_dllm.request import (
     MAX_CREDIT_BLOCK,
     plan_of,
@@ -92,7 +95,7 @@ def test_a_block_of_credit_is_no_longer_than_its_table() -> None:
     assert resolve({"dllm_block_length": 999}, long, 1000).block_length == 999
 
 
-def plan(max_tokens: int, prompt_len: int = 10, **own: Any) -> span.Plan:
+def plan(max_tokens: int, prompt_len: int = 10, **own: Any) -> Plan:
     fields = {f"dllm_{name}": value for name, value in own.items()}
     params = resolve(fields, FULL, max_tokens)
     return plan_of(params, FULL, prompt_len, max_tokens)
@@ -100,13 +103,13 @@ def plan(max_tokens: int, prompt_len: int = 10, **own: Any) -> span.Plan:
 
 def test_the_plan_of_a_request_is_its_models() -> None:
     """Scheduler and worker both make it from this, and have to make the same."""
-    assert plan(40) == span.FullAttention(span.Grid(10, 32, 74), "none")
-    assert plan(40, block_length=7, cache="dual") == span.FullAttention(
-        span.Grid(10, 7, 52), "dual"
+    assert plan(40) == FullAttention(Grid(10, 32, 74), "none")
+    assert plan(40, block_length=7, cache="dual") == FullAttention(
+        Grid(10, 7, 52), "dual"
     )
     assert plan(190).grid.end == 200  # of max_model_len
     causal = plan_of(resolve(None, CONFIG, 40), CONFIG, 10, 40)
-    assert causal == span.BlockCausal(span.Grid(0, 8, span.UNBOUNDED))
+    assert causal == BlockCausal(Grid(0, 8, UNBOUNDED))
 
 
 @pytest.mark.parametrize(("max_tokens", "branch"), [(40, 80), (6, 48), (190, 208)])
@@ -115,7 +118,7 @@ def test_the_branch_without_the_prompt_begins_on_a_page(
 ) -> None:
     """A page of both branches would hold keys of one of them."""
     guided = plan(max_tokens, cfg_scale=0.5)
-    assert isinstance(guided, span.FullAttention)
+    assert isinstance(guided, FullAttention)
     assert guided.branch == branch
     assert guided.grid == plan(max_tokens).grid
     assert plan(max_tokens, cfg_scale=0.0) == plan(max_tokens)
@@ -124,7 +127,7 @@ def test_the_branch_without_the_prompt_begins_on_a_page(
 def test_the_canvas_of_an_infilling_ends_where_its_suffix_begins() -> None:
     """Masks between the two would be text that nobody is shown."""
     infilled = plan(40, suffix_token_ids=[7] * 9)
-    assert infilled == span.FullAttention(span.Grid(10, 32, 50), "none", suffix=9)
+    assert infilled == FullAttention(Grid(10, 32, 50), "none", suffix=9)
     guided = plan(40, suffix_token_ids=[7] * 9, cfg_scale=0.5)
     assert guided == infilled._replace(branch=64)  # 59, on a page
 
@@ -211,14 +214,14 @@ def test_the_last_block_ends_with_the_answer_where_the_authors_cut_it() -> None:
     facts = FACTS.model_copy(
         update={"attention": "block_causal", "cuts_last_block": True}
     )
-    for config, end in ((CONFIG, span.UNBOUNDED), (CONFIG.with_facts(facts), 23)):
+    for config, end in ((CONFIG, UNBOUNDED), (CONFIG.with_facts(facts), 23)):
         grid = plan_of(resolve(None, config, 13), config, 10, 13).grid
-        assert grid == span.Grid(0, config.block, end)
+        assert grid == Grid(0, config.block, end)
 
 
 def test_no_block_is_longer_than_its_grid() -> None:
     """The worker makes room for whole blocks."""
     infilled = plan(10, suffix_token_ids=[7] * 9)
-    assert infilled.grid == span.Grid(10, 10, 20)
+    assert infilled.grid == Grid(10, 10, 20)
     near_the_end = plan(10, prompt_len=190, block_length=64)
-    assert near_the_end.grid == span.Grid(190, 10, 200)
+    assert near_the_end.grid == Grid(190, 10, 200)

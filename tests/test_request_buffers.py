@@ -10,8 +10,9 @@ from vllm_dllm.config import DllmConfig
 from vllm_dllm.decoding.registry import BUFFERED, OF_BUFFERS, RULES, get_rule
 from vllm_dllm.models.capacity import refuse_idle_buffer
 from vllm_dllm.params import MAX_BUFFER_SIZE
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.buffered import Buffered
 from vllm_dllm.request import plan_of, resolve, wishes_of
-from vllm_dllm.span import BlockCausal, Buffered
 
 SEVERAL = DllmConfig.build(CONFIG.model_dump(), {"buffer_size": 3})
 """A server of which several blocks are the default."""

@@ -8,8 +8,11 @@ from vllm.sampling_params import SamplingParams
 from tests.wishes import CONFIG, FULL, WHOLE, with_grammar
 from vllm_dllm.admission import check_length, check_sampling_params
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import Grid
 from vllm_dllm.request import plan_of, resolve, wishes_of
-from vllm_dllm.span import AfterPrompt, FullAttention, Grid, Plan
 
 D2F = {"dllm_algorithm": "d2f"}
 SERVER = DllmConfig.build(FULL.model_dump(), {"algorithm": "d2f"}, facts=FULL.facts)

@@ -6,8 +6,9 @@ import pytest
 
 from tests.wishes import CONFIG, FULL, WHOLE
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import Grid
 from vllm_dllm.request import plan_of, resolve, wishes_of
-from vllm_dllm.span import FullAttention, Grid
 
 D3LLM = {"dllm_algorithm": "d3llm"}
 

@@ -10,8 +10,9 @@ from tests.wishes import CONFIG, FULL, with_grammar
 from vllm_dllm.admission import check_length, check_sampling_params
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.models.registry import FAMILIES
+from vllm_dllm.plans.grid import Sliding
+from vllm_dllm.plans.window import Window
 from vllm_dllm.request import plan_of, resolve, wishes_of
-from vllm_dllm.span import Sliding, Window
 
 FAMILY = FAMILIES["WeDLMForCausalLM"]
 FACTS = FAMILY.facts.model_copy(

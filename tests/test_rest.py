@@ -14,7 +14,7 @@ from tests.golden_cases import MASK, Case, golden_cases, reference_model
 from tests.reference.masks import block_causal
 from tests.servers import Server
 from tests.specs import EngineSpec
-from vllm_dllm.span import round_up
+from vllm_dllm.plans.grid import round_up
 
 pytestmark = pytest.mark.timeout(400)
 BLOCK = 16

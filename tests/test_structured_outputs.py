@@ -16,7 +16,7 @@ from tests.reference import grammar_runs
 from tests.reference.masks import block_causal
 from tests.reference.nemotron_generate import causal_but_for
 from tests.servers import Server
-from vllm_dllm.span import round_up
+from vllm_dllm.plans.grid import round_up
 
 pytestmark = pytest.mark.timeout(400)
 WORDS = range(10, 20)

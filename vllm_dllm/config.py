@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from vllm_dllm.params import CachePolicy, RuleParams, describe
+from vllm_dllm.plans.grid import UNBOUNDED
 from vllm_dllm.quoting import quoted
-from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig

@@ -15,8 +15,12 @@ one, and where no block follows, the request waits.
 from collections import deque
 from dataclasses import dataclass, field
 
-from vllm_dllm.span import UNBOUNDED, BlockCausal, Buffered, FullAttention, Plan, Span
-from vllm_dllm.span_seeded import Seeded
+from vllm_dllm.plans.base import Plan, Span
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.buffered import Buffered
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import UNBOUNDED
+from vllm_dllm.plans.seeded import Seeded
 
 NOTHING = Span(0, 0, 0, 0)
 """Of a request that waits."""

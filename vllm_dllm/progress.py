@@ -11,6 +11,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_dllm.course import Course
+from vllm_dllm.plans.base import Span
 from vllm_dllm.report import (
     Draft,
     ForwardCount,
@@ -20,7 +21,6 @@ from vllm_dllm.report import (
     client_params,
 )
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Span
 
 
 @dataclass

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from vllm_dllm import span
 from vllm_dllm.decoding.registry import BUFFERED, get_rule
 from vllm_dllm.given import GAP, behind_prompt
 from vllm_dllm.params import (
@@ -21,6 +20,7 @@ from vllm_dllm.params import (
     DllmParams,
     describe,
 )
+from vllm_dllm.plans.base import Plan
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.settled import Decoding
@@ -281,7 +281,7 @@ def refuse_strange_moves(rule: str, config: "DllmConfig") -> None:
 
 def plan_of(
     decoding: Decoding, config: "DllmConfig", prompt_len: int, max_tokens: int
-) -> span.Plan:
+) -> Plan:
     """What the steps of a request forward; `decoding` is that of `max_tokens`."""
     regime = regime_of(config.facts, decoding.algorithm)
     return regime.plan(decoding, config, prompt_len, max_tokens)

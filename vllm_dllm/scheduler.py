@@ -19,12 +19,12 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.course import Course
 from vllm_dllm.orphans import end_with_parent
+from vllm_dllm.plans.base import Span
 from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
 from vllm_dllm.runs import PADDING, Run, Runs, attach, run_of, up_to_padding
-from vllm_dllm.span import Span
 
 
 class BlockDiffusionScheduler(Scheduler):

@@ -5,7 +5,7 @@ import torch
 
 from vllm_dllm.ops import extension
 from vllm_dllm.ops.spans import block_of, logit_rows, show_known, tokens_of
-from vllm_dllm.span import Grid
+from vllm_dllm.plans.grid import Grid
 
 SLOTS, MAX_LEN = 9, 50
 

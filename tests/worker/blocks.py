@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tests.worker.desk import MASK, Desk, Running, batch_of
-from vllm_dllm.span import Span
+from vllm_dllm.plans.base import Span
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 Grid = tuple[int, int, int]

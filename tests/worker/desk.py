@@ -1,6 +1,6 @@
 """A worker without a model: real slots, layout and sampler, and made-up logits.
 
-Spans come from the plans of span.py, as the scheduler's do, and the start of every next
+Spans come from the plans, as the scheduler's do, and the start of every next
 step is compared with what they say.
 """
 
@@ -16,10 +16,11 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.decoding.registry import RULES, get_rule
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.base import Plan, Span
 from vllm_dllm.regimes import window
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.span import AfterPrompt, Plan, Span
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.sampler import DenoisingSampler
 from vllm_dllm.worker.slots import Slots

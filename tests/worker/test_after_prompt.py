@@ -10,7 +10,7 @@ import torch
 from tests.reference.d2f_generate import D2FWishes, Units, generate
 from tests.worker.desk import MASK, MAX_LEN, VOCAB, Desk, Running, Step, TableLogits
 from tests.worker.wishes import a_prompt, wishes
-from vllm_dllm.span import AfterPrompt
+from vllm_dllm.plans.after_prompt import AfterPrompt
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 FAMILIES = ("full", "shifted")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from vllm_dllm import span
 from vllm_dllm.config import BUDGETS, KEY, DllmConfig
 from vllm_dllm.decoding.registry import BUFFERED
+from vllm_dllm.plans.grid import page_size, round_up
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.regimes.window import refuse_other_rules
 
@@ -131,13 +131,13 @@ def set_page_size(vllm_config: "VllmConfig", block: int) -> None:
             raise ValueError(
                 f"--block-size {cache_config.block_size} (the KV page) is not a "
                 f"multiple of the diffusion block size {block}; use "
-                f"{span.round_up(cache_config.block_size, block)} or leave it out"
+                f"{round_up(cache_config.block_size, block)} or leave it out"
             )
         return
     # Small pages share prefixes at a fine grain; 32 is the smallest for which the CPU
     # kernels are vectorised, 16 the unit of the CUDA backends.
     granularity = 32 if current_platform.is_cpu() else 16
-    cache_config.block_size = span.page_size(block, granularity)
+    cache_config.block_size = page_size(block, granularity)
     # The platforms replace a page size that was not asked for by their default.
     cache_config.user_specified_block_size = True
 
@@ -158,7 +158,7 @@ def cover_last_block(vllm_config: "VllmConfig", block: int) -> None:
     is forwarded, as the authors' code does, and never emitted.
     """
     hf_config = vllm_config.model_config.hf_config
-    hf_config.max_position_embeddings = span.round_up(
+    hf_config.max_position_embeddings = round_up(
         hf_config.max_position_embeddings, block
     )
 

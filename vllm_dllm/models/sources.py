@@ -7,9 +7,9 @@ from vllm.platforms import current_platform
 from vllm_dllm.config import KEY, DllmConfig, Facts, given
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.models.registry import FAMILIES, Family
+from vllm_dllm.plans.grid import UNBOUNDED
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.registry import regime_of
-from vllm_dllm.span import UNBOUNDED
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

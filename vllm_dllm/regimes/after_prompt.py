@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.base import Plan, Span
+from vllm_dllm.plans.grid import answer_grid
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.full_attention import OwnBlocksRegime
 from vllm_dllm.settled import Decoding
@@ -36,12 +38,12 @@ class AfterPromptRegime(OwnBlocksRegime):
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-    ) -> span.Plan:
-        grid = span.full_attention_grid(
+    ) -> Plan:
+        grid = answer_grid(
             prompt_len, max_tokens, decoding.block_length, config.facts.max_model_len
         )
-        return span.AfterPrompt(grid, repeats=int(config.facts.shifted_logits))
+        return AfterPrompt(grid, repeats=int(config.facts.shifted_logits))
 
-    def longest_span(self, plan: span.Plan, prompt_len: int) -> span.Span:
+    def longest_span(self, plan: Plan, prompt_len: int) -> Span:
         """That of a request whose KV is lost when all of its blocks are open."""
         return plan.span(0, prompt_len, plan.grid.end)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import DllmParams
+from vllm_dllm.plans.base import Plan
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Plan
 
 
 class Regime(Protocol):

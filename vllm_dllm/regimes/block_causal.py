@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.buffered import Buffered
+from vllm_dllm.plans.grid import UNBOUNDED, Grid, round_up
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.fields import refuse_other_attentions
 from vllm_dllm.settled import Decoding
@@ -39,29 +42,29 @@ class BlockCausalRegime(Regime):
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-    ) -> span.Plan:
+    ) -> Plan:
         block = decoding.block_length
         if decoding.buffer_size == 1:
             cuts = config.facts.cuts_last_block
-            end = prompt_len + max_tokens if cuts else span.UNBOUNDED
-            return span.BlockCausal(span.Grid(0, block, end))
-        end = span.round_up(prompt_len + max_tokens, block)
-        grid = span.Grid(0, block, end)
+            end = prompt_len + max_tokens if cuts else UNBOUNDED
+            return BlockCausal(Grid(0, block, end))
+        end = round_up(prompt_len + max_tokens, block)
+        grid = Grid(0, block, end)
         # More blocks than an answer has are never open. One that has a single block
         # keeps the room for two, which tells it from requests without a buffer.
         blocks = (end - grid.start_of(prompt_len)) // block
         size = min(decoding.buffer_size, max(2, blocks))
-        return span.Buffered(grid, prompt_len, size)
+        return Buffered(grid, prompt_len, size)
 
     def check_plan(
         self,
-        plan: span.Plan,
+        plan: Plan,
         decoding: Decoding,
         config: DllmConfig,
         prompt_len: int,
         max_tokens: int,
     ) -> None:
-        if not isinstance(plan, span.Buffered):
+        if not isinstance(plan, Buffered):
             return
         first = plan.first(None)
         forwarded = plan.span(first, plan.prompt, None).length
@@ -75,4 +78,4 @@ class BlockCausalRegime(Regime):
 
     def end_of_canvas(self, config: DllmConfig, length: int) -> int:
         # A canvas ends on a block border, which may lie past the longest request.
-        return span.round_up(length, config.block)
+        return round_up(length, config.block)

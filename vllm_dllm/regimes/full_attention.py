@@ -5,10 +5,12 @@ A request chooses the length of its blocks; a step forwards all of it or waits.
 
 from typing import Any
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.given import NOTHING, most_gaps
 from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.plans.base import Plan, Span
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import answer_grid, round_up
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.fields import refuse_window
@@ -69,9 +71,9 @@ class FullAttentionRegime(Regime):
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-    ) -> span.Plan:
+    ) -> Plan:
         suffix = len(decoding.given.suffix)
-        grid = span.full_attention_grid(
+        grid = answer_grid(
             prompt_len,
             max_tokens,
             decoding.block_length,
@@ -79,11 +81,11 @@ class FullAttentionRegime(Regime):
             is_exact=decoding.given != NOTHING,
         )
         branch = branch_behind(grid.end + suffix, decoding, config)
-        return span.FullAttention(grid, decoding.cache, branch, suffix)
+        return FullAttention(grid, decoding.cache, branch, suffix)
 
     def check_plan(
         self,
-        plan: span.Plan,
+        plan: Plan,
         decoding: Decoding,
         config: DllmConfig,
         prompt_len: int,
@@ -106,7 +108,7 @@ class FullAttentionRegime(Regime):
                     f"allowed: {limit} ({name}). Ask for a smaller max_tokens."
                 )
 
-    def longest_span(self, plan: span.Plan, prompt_len: int) -> span.Span:
+    def longest_span(self, plan: Plan, prompt_len: int) -> Span:
         """A refresh."""
         return plan.span(0, prompt_len, None)
 
@@ -115,11 +117,11 @@ class FullAttentionRegime(Regime):
 
 
 def branch_behind(end: int, decoding: Decoding, config: DllmConfig) -> int:
-    """Where the unconditional branch of a sequence that ends at `end` lies (span.py);
+    """Where the unconditional branch of a sequence that ends at `end` lies (`Span`);
     0 without guidance."""
     if decoding.cfg_scale <= 0:
         return 0
-    return span.round_up(end, config.facts.page_size)
+    return round_up(end, config.facts.page_size)
 
 
 class OwnBlocksRegime(FullAttentionRegime):

@@ -3,9 +3,10 @@ sees all of it."""
 
 from typing import Any
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.full_attention import FullAttention
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.full_attention import OwnBlocksRegime
 from vllm_dllm.settled import Decoding
@@ -33,8 +34,8 @@ class PipelinedRegime(OwnBlocksRegime):
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-    ) -> span.Plan:
+    ) -> Plan:
         plan = super().plan(decoding, config, prompt_len, max_tokens)
-        assert isinstance(plan, span.FullAttention)
+        assert isinstance(plan, FullAttention)
         grid = plan.grid._replace(block=plan.grid.end - plan.grid.origin)
         return plan._replace(grid=grid, cache="none")

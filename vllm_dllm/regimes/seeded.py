@@ -1,11 +1,12 @@
 """Seeded: block-causal, and the step that ends a block decides the next one's first
 token (Fast-dLLM v2)."""
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.grid import UNBOUNDED, Grid
+from vllm_dllm.plans.seeded import Seeded
 from vllm_dllm.regimes.block_causal import BlockCausalRegime
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span_seeded import Seeded
 
 
 class SeededRegime(BlockCausalRegime):
@@ -14,5 +15,5 @@ class SeededRegime(BlockCausalRegime):
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-    ) -> span.Plan:
-        return Seeded(span.Grid(0, decoding.block_length, span.UNBOUNDED))
+    ) -> Plan:
+        return Seeded(Grid(0, decoding.block_length, UNBOUNDED))

@@ -3,13 +3,14 @@ counted from the end of the prompt."""
 
 from typing import Any
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import PREFIX, DllmParams
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.grid import answer_grid
+from vllm_dllm.plans.seeded import SeededCausal
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.fields import refuse_other_attentions
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span_seeded import SeededCausal
 
 
 class SeededCausalRegime(Regime):
@@ -43,14 +44,14 @@ class SeededCausalRegime(Regime):
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-    ) -> span.Plan:
+    ) -> Plan:
         block, longest = decoding.block_length, config.facts.max_model_len
-        grid = span.full_attention_grid(prompt_len, max_tokens, block, longest)
+        grid = answer_grid(prompt_len, max_tokens, block, longest)
         return SeededCausal(grid)
 
     def check_plan(
         self,
-        plan: span.Plan,
+        plan: Plan,
         decoding: Decoding,
         config: DllmConfig,
         prompt_len: int,

@@ -5,9 +5,11 @@ A request chooses the length of its window, which is its block, and goes along.
 
 from typing import Any
 
-from vllm_dllm import span
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.params import FULL_ATTENTION_FIELDS, PREFIX, DllmParams
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.grid import Sliding
+from vllm_dllm.plans.window import Window
 from vllm_dllm.quoting import quoted
 from vllm_dllm.regimes.base import Regime
 from vllm_dllm.regimes.fields import refuse_fields
@@ -54,13 +56,13 @@ class WindowRegime(Regime):
 
     def plan(
         self, decoding: Decoding, config: DllmConfig, prompt_len: int, max_tokens: int
-    ) -> span.Plan:
+    ) -> Plan:
         end = config.facts.max_model_len
-        return span.Window(span.Sliding(0, decoding.block_length, end))
+        return Window(Sliding(0, decoding.block_length, end))
 
     def check_plan(
         self,
-        plan: span.Plan,
+        plan: Plan,
         decoding: Decoding,
         config: DllmConfig,
         prompt_len: int,

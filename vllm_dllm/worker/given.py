@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from vllm_dllm.given import GAP
+from vllm_dllm.plans.base import Plan
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Plan
 from vllm_dllm.worker.memory import BlockTable
 
 

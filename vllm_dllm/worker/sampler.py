@@ -383,7 +383,7 @@ class DenoisingSampler:
 
     def _rows_back(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         """[num_reqs] int32: what vLLM takes off the computed tokens after the step, so
-        that the next one starts where the plan says (span.py).
+        that the next one starts where the plan says (plans/base.py).
 
         count: [num_reqs] int32: tokens that became known.
         """

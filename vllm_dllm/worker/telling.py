@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.base import Plan
 from vllm_dllm.report import Draft, Rest, StepReport
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import AfterPrompt, Plan
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 

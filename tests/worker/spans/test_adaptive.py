@@ -8,8 +8,10 @@ import torch
 
 from tests.decodings import decoding
 from tests.worker.desk import Desk, TableLogits
+from vllm_dllm.plans.adaptive import Adaptive
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.grid import Grid
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Adaptive, BlockCausal, Grid
 from vllm_dllm.worker.spans.adaptive import AdaptiveBlocks
 
 VOCAB, SLOTS = 6, 5

@@ -1,4 +1,4 @@
-"""A step as the layout has it, against the plans of span.py and plain lists."""
+"""A step as the layout has it, against the plans and plain lists."""
 
 import random
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ import torch
 
 from tests.worker.desk import MASK, Desk, Running, Step, TableLogits
 from tests.worker.wishes import a_prompt, wishes
-from vllm_dllm.span import FullAttention, Plan, Span
+from vllm_dllm.plans.base import Plan, Span
+from vllm_dllm.plans.full_attention import FullAttention
 
 GAP = -1
 """Between the branches of a refresh: nobody reads what is computed there."""

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from vllm_dllm.ops.choice import best
+from vllm_dllm.plans.adaptive import Adaptive
+from vllm_dllm.plans.base import Plan
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Adaptive, Plan
 from vllm_dllm.worker.memory import BlockTable
 
 
@@ -22,7 +23,7 @@ class AdaptiveBlocks:
         """Whether the request has such blocks."""
         self.default = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.window = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        """Those of its plan (span.py)."""
+        """Those of its plan (plans/adaptive.py)."""
         self.threshold = torch.zeros(num_slots, device=device)
         self.delimiters = BlockTable(num_slots, (1,), torch.int64, device, fill=-1)
         """[num_slots, most of a request] int64; -1 where one has fewer."""

@@ -1,6 +1,6 @@
 """Layout: base of the regimes of attention.
 
-Slot-indexed, as vLLM's `RequestState`. Its arithmetic is that of span.py, on tensors:
+Slot-indexed, as vLLM's `RequestState`. Its arithmetic is that of `plans`, on tensors:
 the worker needs no lengths from the scheduler.
 """
 
@@ -13,8 +13,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.ops.spans import block_of, logit_rows, show_known, tokens_of
+from vllm_dllm.plans.base import Plan
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Plan
 from vllm_dllm.worker.given import Given
 from vllm_dllm.worker.spans.adaptive import AdaptiveBlocks
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -42,7 +42,7 @@ class Layout(ABC):
         self.origin = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.block = torch.ones(num_slots, dtype=torch.int64, device=device)
         self.end = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        """The request's grid of blocks (span.py)."""
+        """The request's grid of blocks (plans/grid.py)."""
         self.adaptive = AdaptiveBlocks(num_slots, device)
         """Blocks whose ends are found; with full attention some requests have them."""
         self.given = Given(num_slots, device)

@@ -66,7 +66,7 @@ def lay_rows(
         left_np: [n] int64, on the CPU: positions from the first of them to the end of
             its span, or more.
         block_np: [n] int64, on the CPU: length of a block.
-        grids: origin, block and end of its grid (span.py), each [n] int64.
+        grids: origin, block and end of its grid (plans/grid.py), each [n] int64.
         first: [n] int64: start of its first block.
         places: [n] int64: how many blocks its slot has a place for.
     """

@@ -3,7 +3,7 @@
 A guided request is forwarded twice, once with its prompt and suffix masked. The second
 branch lies in the same request's pages, from `offset` on, and is a second row of
 attention; the sampler joins the logits of both. How its tokens follow those of the
-first is said by `Span.length` (span.py).
+first is said by `Span.length` (plans/base.py).
 """
 
 from dataclasses import dataclass

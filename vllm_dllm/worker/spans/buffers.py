@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.buffered import Buffered
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import AfterPrompt, Buffered, Plan
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.spans.block_rows import BlockRows, OpenBlocks
 

@@ -10,8 +10,10 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.given import GAP
+from vllm_dllm.plans.adaptive import Adaptive
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.full_attention import FullAttention
 from vllm_dllm.settled import Decoding
-from vllm_dllm.span import Adaptive, FullAttention, Plan
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.branches import guided_rows, place_branches
@@ -35,7 +37,7 @@ class FullAttentionLayout(Layout):
         """Length of each sequence, the suffix included."""
         self.seq_len_np = np.zeros(num_slots, dtype=np.int64)
         self.branch = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        """Where the unconditional branch lies (span.py); 0 without guidance."""
+        """Where the unconditional branch lies (plans/base.py); 0 without guidance."""
         self.branch_np = np.zeros(num_slots, dtype=np.int64)
         self.cfg_scale = torch.zeros(num_slots, device=device)
         self.row_seq_lens = torch.zeros(num_slots, dtype=torch.int32, device=device)

@@ -3,7 +3,10 @@
 from typing import ClassVar
 
 from vllm_dllm.config import Facts
-from vllm_dllm.span import Adaptive, AfterPrompt, FullAttention, Plan
+from vllm_dllm.plans.adaptive import Adaptive
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.plans.full_attention import FullAttention
 from vllm_dllm.worker.spans.after_prompt import AfterPromptLayout
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.block_causal import BlockCausalLayout

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.played_requests import BlockCausalRequest, PlayedRequest, blocks
-from vllm_dllm.span import UNBOUNDED, Grid, Span
-from vllm_dllm.span_seeded import Seeded, SeededCausal
+from vllm_dllm.plans.base import Span
+from vllm_dllm.plans.grid import UNBOUNDED, Grid
+from vllm_dllm.plans.seeded import Seeded, SeededCausal
 
 
 @dataclass

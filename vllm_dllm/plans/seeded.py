@@ -1,11 +1,10 @@
-"""Plans of seeded blocks: a block begins with the token after the one before it.
-
-As span.py, without torch or vLLM.
-"""
+"""Blocks that begin with the token after the one before."""
 
 from typing import NamedTuple
 
-from vllm_dllm.span import BlockCausal, Grid, Span
+from vllm_dllm.plans.base import Span
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.grid import Grid
 
 
 class Seeded(BlockCausal):

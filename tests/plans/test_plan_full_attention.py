@@ -8,13 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.played_requests import PlayedRequest, blocks, caches, grids
-from vllm_dllm import span
-from vllm_dllm.span import (
-    FullAttention,
-    Grid,
-    Span,
-    full_attention_grid,
-)
+from vllm_dllm.plans.base import Span
+from vllm_dllm.plans.full_attention import FullAttention
+from vllm_dllm.plans.grid import Grid, answer_grid, round_up
 
 REFRESH, STEP = "refresh", "step"
 
@@ -90,8 +86,8 @@ def test_a_request_with_full_attention_is_answered_whatever_is_cached(
     """Keys of another block, or none after preemption, give another answer."""
     steps = data.draw(st.integers(1, block), label="steps")
     max_len = prompt + answer + room + suffix
-    grid = full_attention_grid(prompt, answer, block, max_len, is_exact=suffix > 0)
-    branch = span.round_up(grid.end + suffix, page) if page else 0
+    grid = answer_grid(prompt, answer, block, max_len, is_exact=suffix > 0)
+    branch = round_up(grid.end + suffix, page) if page else 0
     plan = FullAttention(grid, cache, branch, suffix)
     assert plan.end <= max_len
     request = FullAttentionRequest(plan, steps, prompt, prompt + answer)
@@ -130,7 +126,7 @@ def test_what_each_step_of_a_block_forwards() -> None:
 def test_what_follows_an_answer_is_forwarded_with_it() -> None:
     """It lies right behind the last token, where the last block ends, and is seen by
     all of them; keys of it are as old as the cache says."""
-    grid = full_attention_grid(10, max_tokens=9, block=4, max_len=99, is_exact=True)
+    grid = answer_grid(10, max_tokens=9, block=4, max_len=99, is_exact=True)
     assert grid == Grid(10, 4, 19)
     for cache, end in (("none", 24), ("prefix", 24), ("dual", 14)):
         plan = FullAttention(grid, cache, suffix=5)
@@ -142,7 +138,7 @@ def test_what_follows_an_answer_is_forwarded_with_it() -> None:
 
 def test_the_last_block_ends_with_the_longest_request() -> None:
     """A canvas past the longest request has no pages and no positions."""
-    grid = full_attention_grid(prompt=10, max_tokens=9, block=8, max_len=21)
+    grid = answer_grid(prompt=10, max_tokens=9, block=8, max_len=21)
     assert grid == Grid(10, 8, 21)
     plan = FullAttention(grid, "dual")
     assert plan.span(0, 18, mark=10) == Span(0, 21, 18, 3)

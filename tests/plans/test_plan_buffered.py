@@ -5,7 +5,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_dllm.span import BlockCausal, Buffered, Grid, round_up
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.buffered import Buffered
+from vllm_dllm.plans.grid import Grid, round_up
 
 
 @st.composite

@@ -5,7 +5,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_dllm.span import AfterPrompt, full_attention_grid
+from vllm_dllm.plans.after_prompt import AfterPrompt
+from vllm_dllm.plans.grid import answer_grid
 
 
 @st.composite
@@ -13,7 +14,7 @@ def plans(draw: st.DrawFn) -> tuple[AfterPrompt, int]:
     """A plan, and the known tokens at which the request ends."""
     prompt, answer = draw(st.integers(1, 40)), draw(st.integers(1, 60))
     max_len = prompt + answer + draw(st.integers(0, 40))
-    grid = full_attention_grid(prompt, answer, draw(st.integers(1, 20)), max_len)
+    grid = answer_grid(prompt, answer, draw(st.integers(1, 20)), max_len)
     return AfterPrompt(grid, draw(st.integers(0, 1))), prompt + answer
 
 

@@ -5,7 +5,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_dllm.span import Adaptive, Span, full_attention_grid
+from vllm_dllm.plans.adaptive import Adaptive
+from vllm_dllm.plans.base import Span
+from vllm_dllm.plans.grid import answer_grid
 
 caches = st.sampled_from(["none", "prefix", "dual"])
 
@@ -34,7 +36,7 @@ def test_each_block_is_read_from_its_own_refresh(
     where none ended give another answer."""
     window, room = answer // 4, prompt + answer
     longest = max(default, window)
-    grid = full_attention_grid(prompt, answer, longest, room, is_exact=True)
+    grid = answer_grid(prompt, answer, longest, room, is_exact=True)
     plan = Adaptive(grid, cache, branch, suffix, default, window)
     known, computed, mark, begun = prompt, 0, None, False
     steps = 0

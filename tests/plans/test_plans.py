@@ -13,16 +13,17 @@ from tests.played_requests import (
     blocks,
     grids,
 )
-from vllm_dllm import span
-from vllm_dllm.span import (
+from vllm_dllm.plans.base import Span
+from vllm_dllm.plans.block_causal import BlockCausal
+from vllm_dllm.plans.grid import (
     UNBOUNDED,
-    BlockCausal,
     Grid,
     Sliding,
-    Span,
-    Window,
-    full_attention_grid,
+    answer_grid,
+    page_size,
+    round_up,
 )
+from vllm_dllm.plans.window import Window
 
 
 def block_causal(block: int) -> BlockCausal:
@@ -58,7 +59,7 @@ def test_the_canvas_is_the_answer_in_whole_blocks(
     """The last block of the authors is a whole one: its masks are seen by the others.
     Past the longest request there is no place for them."""
     max_len = prompt + max_tokens + room
-    grid = full_attention_grid(prompt, max_tokens, block, max_len)
+    grid = answer_grid(prompt, max_tokens, block, max_len)
     assert (grid.origin, grid.block) == (prompt, min(block, grid.end - prompt))
     assert prompt + max_tokens <= grid.end <= max_len
     whole = -(-max_tokens // block) * block
@@ -159,7 +160,7 @@ def test_a_span_commits_all_but_the_block_of_its_canvas(
 @given(length=st.integers(0, 10_000), block=blocks)
 def test_rounding_up_reaches_the_next_border_only(length: int, block: int) -> None:
     """A border too few cuts the last canvas off; one too many wastes a block."""
-    rounded = span.round_up(length, block)
+    rounded = round_up(length, block)
     assert rounded % block == 0
     assert length <= rounded < length + block
 
@@ -167,7 +168,7 @@ def test_rounding_up_reaches_the_next_border_only(length: int, block: int) -> No
 @given(block=st.integers(1, 300), granularity=st.integers(1, 64))
 def test_a_page_holds_whole_blocks(block: int, granularity: int) -> None:
     """A page that ends inside a block is shared with KV that is not final."""
-    page = span.page_size(block, granularity)
+    page = page_size(block, granularity)
     assert page % block == 0
     assert page % granularity == 0
     smaller = range(granularity, page, granularity)
