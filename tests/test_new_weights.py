@@ -1,6 +1,7 @@
 """Weights that change while an engine runs."""
 
 import pytest
+from safetensors import safe_open
 
 from tests.engines import Engine, sampling_params, tokens_of, uses
 from tests.golden_cases import (
@@ -63,6 +64,37 @@ def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
     finally:
         load(engine, engine.spec.checkpoint)
     assert differences(cases, engine.answers(cases)) == []
+
+
+@uses("llada8")
+def test_weights_that_a_trainer_sends_are_the_new_ones(engine: Engine) -> None:
+    """They come in parts, past the loader, and what they need beside it is not done."""
+    from tests.weight_files import receive_files
+
+    cases = cases_of(engine)
+    others = [case.answered(reference_model(OTHER)) for case in cases]
+    assert differences(cases, engine.answers(cases)) == []  # fills pages
+    engine.llm.collective_rpc(receive_files)
+    try:
+        send(engine, OTHER)
+        hits = engine.counter("prefix_cache_hits")
+        assert differences(others, engine.answers(others)) == []
+        assert engine.counter("prefix_cache_hits") == hits, "pages of old weights"
+    finally:
+        send(engine, engine.spec.checkpoint)
+    assert differences(cases, engine.answers(cases)) == []
+
+
+def send(engine: Engine, checkpoint: str) -> None:
+    """As a trainer does, through vLLM's calls for it."""
+    llm, path = engine.llm, GOLDEN / checkpoint
+    with safe_open(path / "model.safetensors", "pt") as file:
+        names = sorted(file.keys())
+    llm.init_weight_transfer_engine({"init_info": {"path": str(path)}})
+    llm.start_weight_update()
+    for part in (names[::2], names[1::2]):
+        llm.update_weights({"update_info": {"names": part}})
+    llm.finish_weight_update()
 
 
 @uses("llada8")
