@@ -190,6 +190,8 @@ def unseeded(rng: random.Random, served: Served) -> Asked:
     return Asked("unseeded", COMPLETIONS, body, repeats=False)
 
 
+STRIDE = 7
+"""Rules between those that two kinds begin with."""
 KINDS: dict[str, Callable[[random.Random, Served], Asked]] = {
     kind.__name__: kind
     for kind in (
@@ -200,8 +202,9 @@ KINDS: dict[str, Callable[[random.Random, Served], Asked]] = {
 
 
 def drawn(number: int, served: Served) -> Asked:
-    """The request of this number. Kinds come in turn, and in each of them the rules."""
+    """The request of this number. Kinds come in turn, and in each of them the rules,
+    from another one on in each: all of them come up early."""
     rng = random.Random(number)
     turn, kind = divmod(number, len(served.kinds))
-    rule = served.rules[turn % len(served.rules)]
+    rule = served.rules[(turn + STRIDE * kind) % len(served.rules)]
     return KINDS[served.kinds[kind]](rng, replace(served, rules=(rule,)))

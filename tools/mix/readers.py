@@ -21,6 +21,9 @@ ABORTED_WITHIN = 2.0
 class Readers:
     """The clients of one server.
 
+    Each request is asked for once by somebody who stays for its answer, then again and
+    again in any order.
+
     Args:
         pool: how many different requests there are.
         patience: seconds without a byte after which an answer is lost.
@@ -30,6 +33,7 @@ class Readers:
         self.url = url
         self.served = served
         self.pool = pool
+        self.unasked = iter(range(pool))
         self.patience = patience
         self.ledger = Ledger()
 
@@ -48,12 +52,15 @@ class Readers:
         """One request, and what becomes of it."""
         if rng.random() < BAD_SHARE:
             return await self.ask_badly(http, rng)
-        asked = drawn(rng.randrange(self.pool), self.served)
+        number, leaves = next(self.unasked, None), False
+        if number is None:
+            number, leaves = rng.randrange(self.pool), rng.random() < CUT_SHARE
+        asked = drawn(number, self.served)
         if asked.streams and rng.random() < STREAM_SHARE:
             asked = replace(asked, body={**asked.body, "stream": True})
         read = self.read_stream if asked.body.get("stream") else self.read_whole
         try:
-            await read(http, asked, rng)
+            await read(http, asked, rng, leaves)
         except (httpx.HTTPError, Broken, ValueError, KeyError) as error:
             self.ledger.failed(asked, repr(error))
 
@@ -72,9 +79,9 @@ class Readers:
             self.ledger.failed(asked, f"{answer.status_code}: {answer.text[:300]}")
 
     async def read_whole(
-        self, http: httpx.AsyncClient, asked: Asked, rng: random.Random
+        self, http: httpx.AsyncClient, asked: Asked, rng: random.Random, leaves: bool
     ) -> None:
-        gone = rng.random() * ABORTED_WITHIN if rng.random() < CUT_SHARE else None
+        gone = rng.random() * ABORTED_WITHIN if leaves else None
         try:
             async with asyncio.timeout(gone):
                 answer = await http.post(asked.path, json=asked.body)
@@ -86,9 +93,9 @@ class Readers:
         self.ledger.answered(asked, of_whole(answer.json()))
 
     async def read_stream(
-        self, http: httpx.AsyncClient, asked: Asked, rng: random.Random
+        self, http: httpx.AsyncClient, asked: Asked, rng: random.Random, leaves: bool
     ) -> None:
-        cut = rng.randint(1, 8) if rng.random() < CUT_SHARE else None
+        cut = rng.randint(1, 8) if leaves else None
         slow = rng.random() < SLOW_SHARE
         stream = Stream()
         async with http.stream("POST", asked.path, json=asked.body) as answer:
