@@ -35,6 +35,16 @@ def test_a_text_may_begin_with_a_gap(tokenizer: TokenizerLike) -> None:
         assert cloze_of(tokenizer, **body) == expected
 
 
+def test_gaps_may_be_long_without_a_word_about_it(tokenizer: TokenizerLike) -> None:
+    """vLLM's default of 16 tokens would be a limit that nobody has set."""
+    body = {"prompt": ["w5", "w12"], "dllm_gaps": [9, 9]}
+    expected = Cloze([5], [*[GAP] * 9, 12, *[GAP] * 9])
+    assert cloze_of(tokenizer, **body) == expected
+    assert cloze_of(tokenizer, **body, max_tokens=None) == expected
+    with pytest.raises(ValueError, match=r"max_tokens=17 .* at least 18"):
+        cloze_of(tokenizer, **body, max_tokens=17)
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [

@@ -155,9 +155,10 @@ def refuse_idle(request: CompletionRequest, field: str) -> None:
 
 
 def refuse_few_tokens(request: CompletionRequest, field: str, gaps: int) -> None:
-    """`max_tokens` need not be said; where it is, it is a limit."""
-    most = request.max_tokens
-    if "max_tokens" in request.model_fields_set and most is not None and most < gaps:
+    """`max_tokens` need not be said; where it is, it is a limit. vLLM writes its default
+    into requests that do not say it, which therefore is none."""
+    most, default = request.max_tokens, CompletionRequest.model_fields["max_tokens"]
+    if most is not None and most != default.default and most < gaps:
         raise ValueError(
             f"max_tokens={most} is less than the gaps of {field} are long together; "
             f"allowed: at least {gaps}, or leave it out"
