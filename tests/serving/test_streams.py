@@ -113,6 +113,49 @@ async def test_traces_end_a_stream_as_they_do_an_answer(
     assert told[-1] == expected and not any(told[:-1])
 
 
+@uses_server("tiny-llada2")
+@pytest.mark.parametrize("mode", ["block_append", "denoise"])
+@pytest.mark.parametrize("route", ROUTES)
+async def test_an_answer_without_a_token_has_an_end(
+    server: Server, route: str, mode: str
+) -> None:
+    """vLLM has no chunk for it: a client would not know that the forwards were used up,
+    and a chunk with `finish_reason` is what it waits for."""
+    fields = {"dllm_max_nfe": 1, "dllm_return_rest": True}
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        whole = await http.post(f"/v1/{route}", json=body_of(route, **fields))
+    chunks = await chunks_of(server, route, stream_mode=mode, **fields)
+    assert "".join(map(text_of, chunks)) == ""
+    [end] = chunks[-1]["choices"]
+    assert end["finish_reason"] == "length" and end["index"] == 0
+    assert chunks[-1]["kv_transfer_params"] == whole.json()["kv_transfer_params"]
+    assert chunks[-1]["model"] == Server.MODEL
+    said = [c["choices"][0]["finish_reason"] for c in chunks]
+    assert said.count("length") == 1
+
+
+@uses_server("tiny-llada2")
+async def test_each_answer_has_one_end(server: Server) -> None:
+    """An end too many, or of another answer, breaks clients that are told it."""
+    fields: dict[str, Any] = {"n": 3, "temperature": 1.0, "seed": 3}
+    prompts = ["12 + 30 = ", "Copy: a"]
+    for echo, most in ((False, 1), (False, 12), (True, 1)):
+        fields |= {"echo": echo, "dllm_max_nfe": most}
+        chunks = await chunks_of(server, "completions", prompt=prompts, **fields)
+        ends = [choice for c in chunks for choice in c["choices"]]
+        ended = [e["index"] for e in ends if e["finish_reason"]]
+        assert sorted(ended) == [*range(6)]
+
+
+@uses_server("tiny-llada2")
+async def test_an_empty_answer_of_the_anthropic_api_is_cut(server: Server) -> None:
+    """It reads the chunks of a chat, and would say that the model was done."""
+    body = body_of(ROUTES[0], stream=True) | {"vllm_xargs": {"dllm_max_nfe": 1, **SLOW}}
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        answer = await http.post("/v1/messages", json=body)
+    assert '"stop_reason":"max_tokens"' in answer.text
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "whole chat": ("chat/completions", {}, "needs stream=true"),
     "whole completion": ("completions", {}, "needs stream=true"),

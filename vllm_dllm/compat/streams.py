@@ -1,16 +1,21 @@
-"""Patches of the streams of the OpenAI routes: drafts, and when tokens were decided.
+"""Patches of the streams of the OpenAI routes: drafts, when tokens were decided, and
+the end of an answer without any.
 
 vLLM's chunks have room for neither. Removable when they carry what a plugin's results
 have, and when a stream may have a chunk for a result without a token.
 """
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_dllm.compat.patch import wraps
 from vllm_dllm.models.registry import is_ours
 
-Generator = Callable[..., AsyncGenerator[str, None]]
+if TYPE_CHECKING:
+    from vllm_dllm.serving.streams import Shape
+
+Chunks = AsyncGenerator[str, None]
+Generator = Callable[..., Chunks]
 _CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat"
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
 
@@ -18,7 +23,7 @@ _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletio
 @wraps(f"{_CHAT}.chat_completion_stream_generator")
 def add_to_chats(function: Generator) -> Generator:
     """Show a chat's drafts in chunks of their own, and its steps in the last chunk."""
-    from vllm_dllm.serving.streams import chat_draft, wants_more, with_more
+    from vllm_dllm.serving.streams import chat_shape
 
     def chat_completion_stream_generator(
         self: Any,
@@ -28,15 +33,12 @@ def add_to_chats(function: Generator) -> Generator:
         model: str,
         *rest: Any,
         **kwargs: Any,
-    ) -> AsyncGenerator[str, None]:
-        def chunks_of(found: Any) -> AsyncGenerator[str, None]:
+    ) -> Chunks:
+        def chunks_of(found: Any) -> Chunks:
             return function(self, request, found, request_id, model, *rest, **kwargs)
 
-        if not (is_ours(self.model_config) and wants_more(request)):
-            return chunks_of(results)
-        tokenizer = self.renderer.tokenizer
-        draft_chunk = chat_draft(request, request_id, model, tokenizer)
-        return with_more(chunks_of, results, draft_chunk, request.n or 1)
+        shape = chat_shape(request_id, model)
+        return extended(self, request, chunks_of, results, shape)
 
     return chat_completion_stream_generator
 
@@ -44,7 +46,7 @@ def add_to_chats(function: Generator) -> Generator:
 @wraps(f"{_COMPLETION}.completion_stream_generator")
 def add_to_completions(function: Generator) -> Generator:
     """The same of a completion."""
-    from vllm_dllm.serving.streams import completion_draft, wants_more, with_more
+    from vllm_dllm.serving.streams import completion_shape
 
     def completion_stream_generator(
         self: Any,
@@ -55,16 +57,37 @@ def add_to_completions(function: Generator) -> Generator:
         created: int,
         model: str,
         **kwargs: Any,
-    ) -> AsyncGenerator[str, None]:
-        def chunks_of(found: Any) -> AsyncGenerator[str, None]:
+    ) -> Chunks:
+        def chunks_of(found: Any) -> Chunks:
             return function(
                 self, request, inputs, found, request_id, created, model, **kwargs
             )
 
-        if not (is_ours(self.model_config) and wants_more(request)):
-            return chunks_of(results)
-        tokenizer = self.renderer.tokenizer
-        draft_chunk = completion_draft(request, request_id, created, model, tokenizer)
-        return with_more(chunks_of, results, draft_chunk, request.n or 1)
+        shape = completion_shape(request_id, created, model)
+        return extended(self, request, chunks_of, results, shape)
 
     return completion_stream_generator
+
+
+def extended(
+    handler: Any,
+    request: Any,
+    chunks_of: Callable[[Any], Chunks],
+    results: Any,
+    shape: "Shape",
+) -> Chunks:
+    """vLLM's chunks, and what is ours in a stream of our models."""
+    from vllm_dllm.serving.empty_answers import with_ends
+    from vllm_dllm.serving.streams import draft_chunks, wants_more, with_more
+
+    if not is_ours(handler.model_config):
+        return chunks_of(results)
+    num_choices = request.n or 1
+
+    def ended(found: Any) -> Chunks:
+        return with_ends(chunks_of, found, shape, num_choices)
+
+    if not wants_more(request):
+        return ended(results)
+    draft_chunk = draft_chunks(request, shape, handler.renderer.tokenizer)
+    return with_more(ended, results, draft_chunk, num_choices)

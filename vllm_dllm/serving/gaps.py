@@ -155,8 +155,8 @@ def refuse_idle(request: CompletionRequest, field: str) -> None:
 
 
 def refuse_few_tokens(request: CompletionRequest, field: str, gaps: int) -> None:
-    """`max_tokens` need not be said; where it is, it is a limit. vLLM writes its default
-    into requests that do not say it, which therefore is none."""
+    """`max_tokens` need not be said; where it is, it is a limit. vLLM writes its
+    default into requests that do not say it, which therefore is none."""
     most, default = request.max_tokens, CompletionRequest.model_fields["max_tokens"]
     if most is not None and most != default.default and most < gaps:
         raise ValueError(

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.tokenizers import TokenizerLike
 
@@ -26,6 +26,17 @@ ASKED |= {"return_step_maps"}
 DraftChunk = Callable[[dict[str, Any]], str]
 Results = AsyncIterator[Any]
 """`RequestOutput`s; of completions each with the number of its prompt."""
+FINISHED = '"finish_reason":"'
+"""In a chunk that ends an answer."""
+
+
+class Shape(NamedTuple):
+    """What our own chunks look like."""
+
+    like: dict[str, Any]
+    """What all chunks of the stream have."""
+    nothing: dict[str, Any]
+    """What a choice has that adds nothing to the answer."""
 
 
 def mode_of(request: Any) -> str:
@@ -118,7 +129,7 @@ async def with_more(
 
 def with_trace(chunk: str, traces: dict[int, dict[str, Any]]) -> str:
     """The chunk that ends an answer with what is known of its steps."""
-    if '"finish_reason":"' not in chunk:
+    if FINISHED not in chunk:
         return chunk
     fields = json.loads(chunk.removeprefix("data: "))
     for choice in fields.get("choices", ()):
@@ -129,54 +140,40 @@ def with_trace(chunk: str, traces: dict[int, dict[str, Any]]) -> str:
 
 
 def event(fields: dict[str, Any]) -> str:
-    return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n"
+    """A chunk, as compact as vLLM's."""
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n"
 
 
-def chat_draft(
-    request: Any, request_id: str, model: str, tokenizer: TokenizerLike | None
-) -> DraftChunk | None:
-    """What makes a chunk of a chat's draft; None if nobody wants any."""
+def chat_shape(request_id: str, model: str) -> Shape:
+    """Of a chat."""
     like = {
         "id": request_id,
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": model,
     }
-    return draft_chunks(request, like, {"delta": {}}, tokenizer)
+    return Shape(like, {"delta": {}})
 
 
-def completion_draft(
-    request: Any,
-    request_id: str,
-    created: int,
-    model: str,
-    tokenizer: TokenizerLike | None,
-) -> DraftChunk | None:
-    """The same of a completion."""
+def completion_shape(request_id: str, created: int, model: str) -> Shape:
+    """Of a completion."""
     like = {
         "id": request_id,
         "object": "text_completion",
         "created": created,
         "model": model,
     }
-    return draft_chunks(request, like, {"text": ""}, tokenizer)
+    return Shape(like, {"text": ""})
 
 
 def draft_chunks(
-    request: Any,
-    like: dict[str, Any],
-    nothing: dict[str, Any],
-    tokenizer: TokenizerLike | None,
+    request: Any, shape: Shape, tokenizer: TokenizerLike | None
 ) -> DraftChunk | None:
-    """What makes a chunk of a draft, or None.
-
-    Args:
-        like: what all chunks of the stream have.
-        nothing: what a choice has that adds nothing to the answer.
-    """
+    """What makes a chunk of a draft; None if nobody wants any."""
     if mode_of(request) != "denoise":
         return None
-    choices = [{"index": 0, **nothing, "finish_reason": None}]
+    choices = [{"index": 0, **shape.nothing, "finish_reason": None}]
 
     def draft_chunk(draft: dict[str, Any]) -> str:
         ids = draft["token_ids"]
@@ -184,6 +181,7 @@ def draft_chunks(
             "token_texts": token_texts(ids, tokenizer),
             "text": render(ids, tokenizer),
         }
-        return event({**like, "choices": choices, "dllm_draft": {**draft, **shown}})
+        more = {"choices": choices, "dllm_draft": {**draft, **shown}}
+        return event({**shape.like, **more})
 
     return draft_chunk
