@@ -220,6 +220,11 @@ OFFLINE = {
     "llada-pp2": EngineSpec("llada-pub0", options={"pipeline_parallel_size": 2}),
     "dream-pp2": EngineSpec("dream-pub0", options={"pipeline_parallel_size": 2}),
 }
+OFFLINE["tiny-llada-tp2"] = replace(
+    OFFLINE["tiny-llada"],
+    options={**OFFLINE["tiny-llada"].options, **TWO_RANKS},
+    on_demand=True,
+)
 AHEAD = ("sdar4", "sdar16-few-pages", "editing8", "llada", "dream")
 AHEAD_ON_DEMAND = (
     *("fastdllm2", "fastdllm2-tight", "llada32", "moving8", "sdar16-tight"),

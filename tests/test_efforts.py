@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.wishes import CONFIG, FULL
+from tests.wishes import CONFIG, FULL, WHOLE
 from vllm_dllm.config import DllmConfig, Facts
 from vllm_dllm.efforts import check_efforts, fields_of_effort
 from vllm_dllm.serving.lift import lift
@@ -24,6 +24,21 @@ def test_an_effort_is_a_documented_preset(effort: str, threshold: float) -> None
     """A client with this knob alone would have none for diffusion."""
     fields = lift({"reasoning_effort": effort}, CONFIG)
     assert fields == {"dllm_algorithm": "threshold", "dllm_threshold": threshold}
+
+
+def test_with_full_attention_a_high_effort_is_the_authors_rule() -> None:
+    """There the server decodes one token per forward, and nothing is more careful."""
+    fast = {"dllm_algorithm": "threshold", "dllm_threshold": 0.5}
+    check_efforts(FULL)
+    assert lift({"reasoning_effort": "none"}, FULL) == fast
+    assert lift({"reasoning_effort": "low", "dllm_cache": "dual"}, FULL) == {
+        "dllm_cache": "dual",
+        **fast,
+    }
+    medium = lift({"reasoning_effort": "medium"}, FULL)
+    assert medium == {"dllm_algorithm": "threshold", "dllm_threshold": 0.9}
+    assert lift({"reasoning_effort": "high"}, FULL) == {}
+    assert lift({"reasoning_effort": "low", "steps": 3}, FULL) == {"dllm_steps": 3}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +65,12 @@ def test_a_field_that_is_no_rules_leaves_the_effort() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        FULL,
+        WHOLE,
+        FULL.model_copy(update={"algorithm": "threshold"}),
         CONFIG.model_copy(update={"algorithm": "joint_threshold"}),
         CONFIG.model_copy(update={"efforts": {}}),
     ],
-    ids=["full attention", "another rule", "none wanted"],
+    ids=["Dream", "LLaDA with another rule", "another rule", "none wanted"],
 )
 def test_where_presets_do_not_fit_an_effort_changes_nothing(config: DllmConfig) -> None:
     """They were not measured there; a server's own rule was chosen on purpose."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
@@ -9,6 +10,9 @@ from vllm.sampling_params import StructuredOutputsParams
 from tests.engines import Engine, Request, tokens_of, uses
 from tests.golden_cases import Case
 from tools.tiny import tokenizer
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -66,39 +70,59 @@ def test_json_is_json_at_any_temperature(engine: Engine) -> None:
     assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[18:])
 
 
-@uses("tiny-llada", "tiny-llada2-guidance")
-def test_forced_text_costs_no_forward(engine: Engine) -> None:
-    """A text that is forced may be written in several tokens or in one, so that no
-    token of it is: the model would be asked about each."""
+FORCED = r"(7|8)Sort the list (x|y)Write (3|4) in capitals\."
+"""What is between the choices is one token each, or many."""
+
+
+def with_forced_text(engine: Engine, pattern: str = FORCED) -> list[Request]:
+    """Requests for such answers: greedy and drawn, sure and never sure."""
     vocabulary = tokenizer.build()
     prompt = vocabulary.encode(tokenizer.render([("Copy: abc", "")])).ids
     case = Case(engine.spec.checkpoint, prompt, 80, None, "threshold")
     sampling = {
         "ignore_eos": False,
         "logprobs": 0,
-        "structured_outputs": StructuredOutputsParams(
-            regex=r"(7|8)Sort the list (x|y)Write (3|4) in capitals\."
-        ),
+        "structured_outputs": StructuredOutputsParams(regex=pattern),
     }
     never_sure = {"dllm_algorithm": "threshold", "dllm_threshold": 1.0}
-    wishes = [
-        ({"temperature": temperature, "seed": seed}, fields)
-        for seed, temperature in enumerate((0.0, 1.0, 2.0))
+    return [
+        (case, {**sampling, "temperature": heat, "seed": seed, "extra_args": fields})
+        for seed, heat in enumerate((0.0, 1.0, 2.0))
         for fields in (FAST, never_sure)
     ]
-    requests: list[Request] = [
-        (case, {**sampling, **wish, "extra_args": fields}) for wish, fields in wishes
-    ]
-    for output in engine.ask_each(requests):
+
+
+@uses("tiny-llada", "tiny-llada2-guidance", "tiny-llada-tp2")
+def test_forced_text_costs_no_forward(engine: Engine) -> None:
+    """A text that is forced may be written in several tokens or in one, so that no
+    token of it is: the model would be asked about each."""
+    vocabulary = tokenizer.build()
+    for output in engine.ask_each(with_forced_text(engine)):
         answer = output.outputs[0]
         *said, end = tokens_of(output)
         assert end == tokenizer.EOS_ID and said == vocabulary.encode(answer.text).ids
         assert len(said) == 6 and engine.forwards(output) <= 4
-        chances = [
-            row[token].logprob
-            for token, row in zip(said, answer.logprobs, strict=False)
-        ]
-        assert [chances[place] for place in (1, 3, 5)] == [0, 0, 0]
+        assert [chances_of(output)[place] for place in (1, 3, 5)] == [0, 0, 0]
+
+
+def chances_of(output: "RequestOutput") -> list[float]:
+    rows = output.outputs[0].logprobs or []
+    said = zip(tokens_of(output), rows, strict=True)
+    return [row[token].logprob for token, row in said]
+
+
+@uses("tiny-llada", "tiny-llada-tp2")
+def test_preemption_does_not_change_forced_text(engine: Engine) -> None:
+    """A text that is forced may be cut by it in the middle, and what is left be written
+    in other tokens, or be decided by a model that was not shown it."""
+    pattern = f"({FORCED})" + "{2}"
+    requests = with_forced_text(engine) + with_forced_text(engine, pattern)
+    whole = engine.ask_each(requests)
+    for every in (1, 2):
+        cut = engine.ask_preempting(requests, every=every)
+        assert [*map(tokens_of, cut)] == [*map(tokens_of, whole)]
+        for first, second in zip(whole, cut, strict=True):
+            assert chances_of(second) == pytest.approx(chances_of(first), abs=1e-4)
 
 
 @uses("tiny-llada")

@@ -137,7 +137,8 @@ class DllmConfig(RuleParams):
     """What `reasoning_effort` means for the decoding of a request that says nothing of
     it itself: for "none", "low", "medium" and "high" fields of a request, without
     `dllm_`. An effort that is left out changes nothing. By default the presets of
-    block-causal models whose rule is `threshold`, and nothing for others."""
+    block-causal models whose rule is `threshold` and of LLaDA's with full attention
+    whose rule is `low_confidence`, and nothing for others."""
     _facts: Facts = PrivateAttr(default=Facts())
 
     @property

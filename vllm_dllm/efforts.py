@@ -18,8 +18,18 @@ QUALITY = {"algorithm": "threshold", "threshold": 0.95}
 BALANCED = {"algorithm": "threshold", "threshold": 0.8}
 FAST = {"algorithm": "threshold", "threshold": 0.5}
 PRESETS: Presets = {"none": FAST, "low": FAST, "medium": BALANCED, "high": QUALITY}
-"""Those of docs/presets.md, for models that were trained to be sure of several tokens
-at once, on a server that decodes by a threshold anyway."""
+"""For models that were trained to be sure of several tokens at once."""
+FAST_DLLM = {"algorithm": "threshold", "threshold": 0.9}
+FULL_PRESETS: Presets = {"none": FAST, "low": FAST, "medium": FAST_DLLM}
+"""For LLaDA and LLaDA-MoE. A high effort is their authors' rule, which the server has
+anyway. Dream's and DiffuLLaMA's are set by the steps of a whole answer, whose length is
+the request's."""
+FITTING = {
+    ("block_causal", "threshold"): PRESETS,
+    ("full", "low_confidence"): FULL_PRESETS,
+}
+"""Those of docs/presets.md, by the attention and the rule of the servers that they were
+measured for."""
 LIKE = {"minimal": "low", "xhigh": "high", "max": "high"}
 """Efforts that mean what another one does."""
 OF_RULES = frozenset(PREFIX + name for name in RuleParams.model_fields)
@@ -53,8 +63,7 @@ def presets_of(config: DllmConfig) -> Presets:
     """What efforts mean on a server: what it was told, else ours where they fit."""
     if config.efforts is not None:
         return config.efforts
-    fits = config.facts.attention == "block_causal" and config.algorithm == "threshold"
-    return PRESETS if fits else {}
+    return FITTING.get((config.facts.attention, config.algorithm), {})
 
 
 def check_efforts(config: DllmConfig) -> None:

@@ -4,6 +4,7 @@ The only place that knows them. Requests carry them in `SamplingParams.extra_arg
 (over HTTP: `vllm_xargs`) with the prefix `dllm_`; a server has defaults of them.
 """
 
+from itertools import takewhile
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -252,15 +253,20 @@ NUMERIC_FIELDS: dict[str, Any] = {
 
 def describe(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """A pydantic error as one line: field, value, what is wrong with it."""
-    first = error.errors(include_url=False)[0]
-    field = shortened(prefix + ".".join(str(part) for part in first["loc"]))
+    first, *others = error.errors(include_url=False)
+    # Of what may be of several kinds each says why it is none of it.
+    same = (e for e in others if e["loc"][0] == first["loc"][0])
+    kinds = [first, *(e for e in same if e["input"] is first["input"])]
+    levels = zip(*(e["loc"] for e in kinds), strict=False)
+    parts = takewhile(lambda part: len({*part}) == 1, levels)
+    field = shortened(prefix + ".".join(str(part) for part, *_ in parts))
     value = quoted(first["input"])
     if first["type"] == "missing":
         return f"{field} is not given, and the checkpoint does not state it"
     if first["type"] == "extra_forbidden":
         known = ", ".join(prefix + name for name in model.model_fields)
         return f"unknown field {field}={value}; known: {known}"
-    said = f"{field}={value}: {first['msg']}"
+    said = f"{field}={value}: {' or '.join(dict.fromkeys(e['msg'] for e in kinds))}"
     allowed = range_of(model.model_fields[str(first["loc"][0])])
     return f"{said}; allowed: {allowed}" if allowed else said
 

@@ -104,6 +104,15 @@ def test_drafts_are_sent_to_those_who_ask_for_them() -> None:
             {"prompt": "a", "sampling_params": {"structured_outputs": "json"}},
             "structured_outputs='json' cannot be read; allowed: an object",
         ),
+        ({"prompt": "a", "suffix": []}, "suffix=[]: Input should be a valid string"),
+        (
+            {"prompt": "a", "sampling_params": {"stop": 5}},
+            "stop=5: Input should be a valid string or Input should be a valid list",
+        ),
+        (
+            {"prompt": "a", "seed": 2**63},
+            f"seed={2**63}: Input should be less than or equal to {2**63 - 1}; allowed",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(body: dict[str, Any], words: str) -> None:

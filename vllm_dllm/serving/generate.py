@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from types import NoneType
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 
+from vllm_dllm.params import describe
 from vllm_dllm.quoting import quoted, shortened
 from vllm_dllm.serving.body import KINDS, Kinds, check_kinds
 from vllm_dllm.serving.drafts import render, token_texts
@@ -115,7 +116,13 @@ class GenerateRequest(OpenAIBaseModel):
                 )
             fields[DRAFTS] = True
         check_kinds(fields, KINDS)
-        return CompletionRequest.model_validate(fields)
+        try:
+            return CompletionRequest.model_validate(fields)
+        except ValidationError as error:
+            raise VLLMValidationError(
+                describe(error, CompletionRequest),
+                parameter=str(error.errors()[0]["loc"][0]),
+            ) from None
 
 
 class GenerateUsage(OpenAIBaseModel):
