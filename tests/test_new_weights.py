@@ -1,23 +1,29 @@
 """Weights that change while an engine runs."""
 
-import pytest
-from safetensors import safe_open
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.checkpoints import derived
 from tests.engines import Engine, sampling_params, tokens_of, uses
 from tests.golden_cases import (
     GOLDEN,
     Case,
     differences,
-    reference_model,
+    model_class,
 )
 from tests.new_cases import new_cases
 from tests.watchdog import watched
 
 pytestmark = pytest.mark.timeout(400)
-OTHER = "llada20-dmax-pub0"
-"""A checkpoint of the same shape as that of the engine `llada8`."""
 PROMPTS = [150, 290]
 """Longer than a page."""
+NOISE = 0.3
+"""Of other weights, as a share of their size."""
 
 
 def cases_of(engine: Engine) -> list[Case]:
@@ -25,9 +31,34 @@ def cases_of(engine: Engine) -> list[Case]:
     return [case.answered() for case in cases]
 
 
-def load(engine: Engine, checkpoint: str) -> None:
-    path = str(GOLDEN / checkpoint)
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint like that of the engine `llada8`, every tensor of it another one:
+    keys of the one are of no use to the other."""
+    base = "llada20-pub0"
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(GOLDEN / base / "model.safetensors")
+    for weight in weights.values():
+        noise = torch.randn(weight.shape, generator=generator)
+        weight += NOISE * weight.abs().mean() * noise
+    return derived(tmp_path_factory.mktemp("other") / "model", base, weights)
+
+
+def answered_by(checkpoint: Path, cases: list[Case]) -> list[Case]:
+    model = model_class("llada20").from_pretrained(checkpoint)
+    return [case.answered(model) for case in cases]
+
+
+def load(engine: Engine, checkpoint: Path) -> None:
+    path = str(checkpoint)
     engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+
+
+@pytest.fixture
+def restored(engine: Engine) -> Iterator[None]:
+    """Whatever the test loads, the next one finds the engine's own weights."""
+    yield
+    load(engine, GOLDEN / engine.spec.checkpoint)
 
 
 @uses("llada8")
@@ -43,11 +74,12 @@ def test_the_same_weights_give_the_same_answers(engine: Engine) -> None:
 
 
 @uses("llada8")
-def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
+@pytest.mark.usefixtures("restored")
+def test_answers_are_those_of_the_new_weights(engine: Engine, other: Path) -> None:
     """Pages that old weights filled, for requests under way too, would be shared with
     requests that come later."""
     cases = cases_of(engine)
-    others = [case.answered(reference_model(OTHER)) for case in cases]
+    others = answered_by(other, cases)
     core = engine.llm.llm_engine
     for number, case in enumerate(cases):
         prompt = {"prompt_token_ids": case.prompt}
@@ -55,42 +87,39 @@ def test_answers_are_those_of_the_new_weights(engine: Engine) -> None:
     for _ in range(3):
         core.step()
     assert core.has_unfinished_requests()
-    try:
-        load(engine, OTHER)
-        with watched(core):
-            while core.has_unfinished_requests():
-                core.step()
-        assert differences(others, engine.answers(others)) == []
-    finally:
-        load(engine, engine.spec.checkpoint)
+    load(engine, other)
+    with watched(core):
+        while core.has_unfinished_requests():
+            core.step()
+    assert differences(others, engine.answers(others)) == []
+    load(engine, GOLDEN / engine.spec.checkpoint)
     assert differences(cases, engine.answers(cases)) == []
 
 
 @uses("llada8")
-def test_weights_that_a_trainer_sends_are_the_new_ones(engine: Engine) -> None:
+@pytest.mark.usefixtures("restored")
+def test_weights_that_a_trainer_sends_are_the_new_ones(
+    engine: Engine, other: Path
+) -> None:
     """They come in parts, past the loader, and what they need beside it is not done."""
     from tests.weight_files import receive_files
 
     cases = cases_of(engine)
-    others = [case.answered(reference_model(OTHER)) for case in cases]
+    others = answered_by(other, cases)
     assert differences(cases, engine.answers(cases)) == []  # fills pages
     engine.llm.collective_rpc(receive_files)
-    try:
-        send(engine, OTHER)
-        hits = engine.counter("prefix_cache_hits")
-        assert differences(others, engine.answers(others)) == []
-        assert engine.counter("prefix_cache_hits") == hits, "pages of old weights"
-    finally:
-        send(engine, engine.spec.checkpoint)
+    send(engine, other)
+    assert differences(others, engine.answers(others)) == []
+    send(engine, GOLDEN / engine.spec.checkpoint)
     assert differences(cases, engine.answers(cases)) == []
 
 
-def send(engine: Engine, checkpoint: str) -> None:
+def send(engine: Engine, checkpoint: Path) -> None:
     """As a trainer does, through vLLM's calls for it."""
-    llm, path = engine.llm, GOLDEN / checkpoint
-    with safe_open(path / "model.safetensors", "pt") as file:
+    llm = engine.llm
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
         names = sorted(file.keys())
-    llm.init_weight_transfer_engine({"init_info": {"path": str(path)}})
+    llm.init_weight_transfer_engine({"init_info": {"path": str(checkpoint)}})
     llm.start_weight_update()
     for part in (names[::2], names[1::2]):
         llm.update_weights({"update_info": {"names": part}})
@@ -98,7 +127,8 @@ def send(engine: Engine, checkpoint: str) -> None:
 
 
 @uses("llada8")
-def test_tokens_tell_of_which_weights_they_are(engine: Engine) -> None:
+@pytest.mark.usefixtures("restored")
+def test_tokens_tell_of_which_weights_they_are(engine: Engine, other: Path) -> None:
     """A trainer would take tokens of old weights for those of the new ones."""
     [case] = cases_of(engine)[:1]
     core = engine.llm.llm_engine
@@ -107,14 +137,13 @@ def test_tokens_tell_of_which_weights_they_are(engine: Engine) -> None:
     before: list[int] = []
     while len(before) < engine.spec.block:
         before = [t for output in core.step() for t in tokens_of(output)] or before
+    load(engine, other)
+    core.set_weight_version("other")
     try:
-        load(engine, OTHER)
-        core.set_weight_version("other")
         with watched(core):
             while core.has_unfinished_requests():
                 outputs = core.step()
     finally:
-        load(engine, engine.spec.checkpoint)
         core.set_weight_version("default")
     [choice] = outputs[0].outputs
     told = [(s.version, s.start, s.end) for s in choice.weight_versions]
