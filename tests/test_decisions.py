@@ -7,6 +7,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from vllm.entrypoints.openai.completion.protocol import (
+    CompletionLogProbs,
+    CompletionResponse,
+    CompletionResponseChoice,
+)
+from vllm.entrypoints.serve.engine.protocol import UsageInfo
+from vllm.exceptions import VLLMValidationError
 
 from tests.engines import uses_server
 from tests.golden_cases import GOLDEN
@@ -15,7 +22,7 @@ from tests.reference.llada2_moe import LLaDA2Moe
 from tests.servers import Server
 from tests.wishes import FULL
 from vllm_dllm.config import Facts
-from vllm_dllm.serving.decisions import DecisionRequest, tokens_of_labels
+from vllm_dllm.serving.decisions import DecisionRequest, readings, tokens_of_labels
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -155,6 +162,8 @@ def test_vllms_own_route_of_labels_works(server: Server) -> None:
         ({"labels": "w5"}, ["labels"]),
         ({"prompt": [[5], [300]]}, ["300"]),
         ({"stream": True}, ["stream"]),
+        ({"labels": [[5] * 1024, [6]]}, ["1024 tokens", "less than 1024"]),
+        ({"priority": 2**70}, [f"priority={2**70}", "allowed: -9,223,372"]),
     ],
 )
 def test_bad_labels_are_refused_by_name(
@@ -164,6 +173,22 @@ def test_bad_labels_are_refused_by_name(
     answer = decide(server, **fields)
     assert answer.status_code == 400, answer.text
     assert [word for word in said if word not in answer.text] == [], answer.text
+
+
+def test_a_label_without_room_is_no_shorter_one() -> None:
+    """With full attention it would be compared by its first tokens alone."""
+    column = {"token_id:5": -1.0, "token_id:6": -2.0}
+    logprobs = CompletionLogProbs(top_logprobs=[column])
+    choice = CompletionResponseChoice(
+        index=0, text="", logprobs=logprobs, prompt_token_ids=[7] * 199
+    )
+    usage = UsageInfo(prompt_tokens=199)
+    answer = CompletionResponse(model="m", choices=[choice], usage=usage)
+    told = readings(answer, [[5], [6]], FULL).decisions[0]
+    assert [label.logprobs for label in told.labels] == [[-1.0], [-2.0]]
+    said = r"longest has 2 tokens, .* 199 .* room for 1; .* at most 200"
+    with pytest.raises(VLLMValidationError, match=said):
+        readings(answer, [[5, 5], [6]], FULL)
 
 
 @pytest.mark.parametrize("attention", ["seeded", "seeded_causal", "window"])

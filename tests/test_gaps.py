@@ -122,6 +122,28 @@ def test_an_ending_gap_needs_no_piece_behind_it(server: Server) -> None:
 
 
 @uses_server("llada")
+def test_gaps_side_by_side_are_told_one_by_one(server: Server) -> None:
+    """A client that asked for two would read the wrong one, or none."""
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+
+        def filled(pieces: list[str], lengths: list[int]) -> Any:
+            fields = {"prompt": pieces, "dllm_gaps": lengths, "logprobs": 1}
+            answer = http.post(COMPLETIONS, json=body_of(**fields)).json()
+            return answer["choices"][0]
+
+        one = filled(["w12", "w13"], [5])
+        two = filled(["w12", "", "w13"], [2, 3])
+        off = body_of(prompt="w12", max_tokens=2, dllm_fill_masks=False)
+        assert http.post(COMPLETIONS, json=off).is_success
+    assert two["text"] == one["text"]
+    tokens = [gap["token_ids"] for gap in two["dllm_gaps"]]
+    assert [len(ids) for ids in tokens] == [2, 3]
+    assert [*tokens[0], *tokens[1]] == one["dllm_gaps"][0]["token_ids"]
+    first, second = (gap["logprobs"]["token_logprobs"] for gap in two["dllm_gaps"])
+    assert first + second == one["dllm_gaps"][0]["logprobs"]["token_logprobs"]
+
+
+@uses_server("llada")
 def test_gaps_are_drawn_by_seed_and_told_with_logprobs_and_steps(
     server: Server,
 ) -> None:

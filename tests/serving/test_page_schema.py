@@ -32,6 +32,20 @@ def test_a_schema_is_obeyed_and_can_be_left_again(page: "api.Page") -> None:
 
 
 @uses_server("tiny-llada2")
+def test_the_answers_to_all_examples_end(page: "api.Page") -> None:
+    """Prevents an example that shows a row of digits up to the limit of the server."""
+    column(page).get_by_text("Structured output").click()
+    box = column(page).get_by_label("Example schema")
+    _, *names = box.locator("option").all_inner_texts()
+    assert len(names) == 3
+    for number, name in enumerate(names):
+        box.select_option(name)
+        ask(page, f"{SUM} Answer in JSON.")
+        said = page.locator(".answer .canvas").nth(number).inner_text()
+        assert json.loads(said).keys() == {"result"}
+
+
+@uses_server("tiny-llada2")
 def test_forced_text_is_told_from_what_was_decided(page: "api.Page") -> None:
     """Prevents braces that look like the model's own words, also when they are old."""
     shown = page.evaluate(

@@ -21,7 +21,7 @@ def fill_gaps(
 
     from vllm_dllm.config import DllmConfig
     from vllm_dllm.serving.gap_answers import take_apart
-    from vllm_dllm.serving.gaps import as_completion, read
+    from vllm_dllm.serving.gaps import as_completion, drop_fields, read
 
     async def create_completion(self: Any, request: Any, *args: Any, **kw: Any) -> Any:
         if not is_ours(self.model_config):
@@ -30,6 +30,7 @@ def fill_gaps(
         with refusing():
             cloze = read(request, DllmConfig.of(self.model_config), tokenizer)
         if cloze is None:
+            drop_fields(request)
             return await function(self, request, *args, **kw)
         inner = as_completion(request, cloze)
         answer = await function(self, inner, *args, **kw)

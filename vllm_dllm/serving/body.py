@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from types import NoneType
 from typing import Any
 
+from pydantic import ValidationError
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
+from vllm_dllm.params import describe
 from vllm_dllm.quoting import quoted, shortened
 
 Kinds = dict[str, tuple[tuple[type, ...], str]]
@@ -43,6 +46,22 @@ def check_body(sent: bytes, body: Any) -> None:
     # Few bodies have one, and some have a hundred thousand tokens.
     if MAYBE_HALF.search(sent):
         check_characters(body)
+
+
+def completion_of(fields: dict[str, Any]) -> CompletionRequest:
+    """The request to `/v1/completions` that has these fields.
+
+    Raises:
+        VLLMValidationError: naming the field, its value and what is allowed.
+    """
+    check_kinds(fields, KINDS)
+    try:
+        return CompletionRequest.model_validate(fields)
+    except ValidationError as error:
+        raise VLLMValidationError(
+            describe(error, CompletionRequest),
+            parameter=str(error.errors()[0]["loc"][0]),
+        ) from None
 
 
 def check_kinds(fields: Any, known: Kinds, place: str = "") -> None:

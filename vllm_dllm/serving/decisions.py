@@ -13,10 +13,12 @@ from vllm.entrypoints.openai.completion.protocol import (
     CompletionResponse,
 )
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
+from vllm.exceptions import VLLMValidationError
 from vllm.tokenizers import TokenizerLike
 
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.quoting import quoted
+from vllm_dllm.serving.body import completion_of
 from vllm_dllm.serving.gaps import tokens_of
 
 MOST_LABELS = 64
@@ -90,6 +92,11 @@ def tokens_of_labels(
             raise ValueError(
                 f"labels: {quoted(label)} has no token; allowed: at least 1"
             )
+        if config.facts.full_attention and len(tokens) >= config.facts.max_model_len:
+            raise ValueError(
+                f"labels: {quoted(label)} has {len(tokens)} tokens; allowed: less than "
+                f"{config.facts.max_model_len} (max_model_len)"
+            )
         for token in tokens:
             if not 0 <= token < config.facts.vocab_size:
                 raise ValueError(
@@ -116,7 +123,7 @@ def as_completion(
     fields: dict[str, Any] = {"dllm_algorithm": "low_confidence", "dllm_steps": 1}
     if config.facts.full_attention:
         fields |= {"dllm_block_length": longest, "dllm_cache": "none"}
-    return CompletionRequest.model_validate(
+    return completion_of(
         {
             **request.model_dump(exclude={"labels"}),
             **fields,
@@ -134,8 +141,13 @@ def as_completion(
 def readings(
     answer: CompletionResponse, labels: list[list[int]], config: DllmConfig
 ) -> DecisionResponse:
-    """What the answer to `as_completion` says of the labels."""
+    """What the answer to `as_completion` says of the labels.
+
+    Raises:
+        VLLMValidationError: if a label had no room behind a prompt.
+    """
     decisions = []
+    longest = max(map(len, labels))
     for choice in answer.choices:
         assert choice.logprobs is not None
         prompt = len(choice.prompt_token_ids or ())
@@ -143,6 +155,13 @@ def readings(
         if not config.facts.full_attention:
             # What lies behind the first canvas was decided by another forward.
             columns = columns[: config.block - prompt % config.block]
+        elif len(columns) < longest:
+            raise VLLMValidationError(
+                f"labels: the longest has {longest} tokens, and behind the prompt of "
+                f"{prompt} there is room for {len(columns)}; allowed: together at most "
+                f"{config.facts.max_model_len} (max_model_len)",
+                parameter="labels",
+            )
         told = [
             [
                 column[f"token_id:{token}"]

@@ -23,7 +23,7 @@ def take_apart(
     tokenizer: TokenizerLike | None,
 ) -> None:
     """Make that of an answer to `gaps.as_completion`, in place."""
-    places, filled = places_of(cloze.given), 0
+    places, filled = places_of(cloze), 0
     choices: Sequence[Any] = [answer]
     traces: Any = vars(answer)
     if isinstance(answer, CompletionResponse):
@@ -72,14 +72,14 @@ def gaps_of(
     return gaps
 
 
-def places_of(given: Sequence[int]) -> list[slice]:
-    """Where each gap lies."""
-    borders = [
-        at
-        for at in range(len(given) + 1)
-        if (at < len(given) and given[at] == GAP) != (at > 0 and given[at - 1] == GAP)
-    ]
-    return list(map(slice, borders[::2], borders[1::2]))
+def places_of(cloze: Cloze) -> list[slice]:
+    """Where each gap lies in what is given."""
+    places, end = list[slice](), 0
+    for length in cloze.lengths:
+        begin = cloze.given.index(GAP, end)
+        end = begin + length
+        places.append(slice(begin, end))
+    return places
 
 
 def text_of(

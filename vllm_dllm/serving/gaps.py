@@ -5,6 +5,7 @@ tokens between them given (vllm_dllm/given.py). Its answer is taken apart again 
 gap_answers.py.
 """
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -40,6 +41,8 @@ class Cloze(NamedTuple):
     """What stands before the first gap."""
     given: list[int]
     """What follows, with a `GAP` at each position of the gaps."""
+    lengths: list[int]
+    """Of the gaps: two of them may lie side by side."""
 
 
 def asked(request: CompletionRequest) -> str | None:
@@ -93,11 +96,13 @@ def read(
         for index, piece in enumerate(pieces)
     ]
     if field == LENGTHS:
-        sequence = with_gaps(tokens, fields[LENGTHS], config.facts.max_model_len)
+        lengths = fields[LENGTHS]
+        sequence = with_gaps(tokens, lengths, config.facts.max_model_len)
     elif len(tokens) == 1:
         mask = config.mask_token_id
         sequence = [GAP if token == mask else token for token in tokens[0]]
-        if GAP not in sequence:
+        lengths = [len([*run]) for gap, run in groupby(sequence, GAP.__eq__) if gap]
+        if not lengths:
             mask_text = tokenizer.decode([mask]) if tokenizer else ""
             raise ValueError(
                 f"{MARKED}=True: the prompt has no mask (token {mask}, "
@@ -109,9 +114,19 @@ def read(
         )
     first = sequence.index(GAP)
     head = sequence[:first] or [beginning_of_text(request, field, tokenizer)]
-    cloze = Cloze(head, sequence[first:])
-    refuse_few_tokens(request, field, cloze.given.count(GAP))
+    cloze = Cloze(head, sequence[first:], lengths)
+    refuse_few_tokens(request, field, sum(lengths))
+    refuse_long(cloze, field, config.facts.max_model_len)
     return cloze
+
+
+def refuse_long(cloze: Cloze, field: str, longest: int) -> None:
+    length = len(cloze.head) + len(cloze.given)
+    if length > longest:
+        raise ValueError(
+            f"{field}: what is given and the gaps are {length} tokens; allowed: "
+            f"{longest} (max_model_len)"
+        )
 
 
 def beginning_of_text(
@@ -218,8 +233,14 @@ def as_completion(request: CompletionRequest, cloze: Cloze) -> CompletionRequest
             f"{PREFIX}canvas_token_ids": cloze.given,
         }
     )
-    inner.vllm_xargs = dict(request.vllm_xargs or {})
-    for name in (LENGTHS, MARKED):
-        (inner.model_extra or {}).pop(name, None)
-        inner.vllm_xargs.pop(name, None)
+    drop_fields(inner)
     return inner
+
+
+def drop_fields(request: CompletionRequest) -> None:
+    """Leave out of a request how it asks for gaps, or that it asks for none."""
+    if request.vllm_xargs is not None:
+        request.vllm_xargs = dict(request.vllm_xargs)
+    for fields in (request.vllm_xargs, request.model_extra):
+        for name in (LENGTHS, MARKED):
+            (fields or {}).pop(name, None)

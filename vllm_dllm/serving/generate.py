@@ -11,16 +11,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from types import NoneType
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 
-from vllm_dllm.params import describe
 from vllm_dllm.quoting import quoted, shortened
-from vllm_dllm.serving.body import KINDS, Kinds, check_kinds
+from vllm_dllm.serving.body import Kinds, check_kinds, completion_of
 from vllm_dllm.serving.drafts import render, token_texts
 from vllm_dllm.serving.gaps import LENGTHS, MARKED
 from vllm_dllm.serving.lift import differ
@@ -115,14 +114,7 @@ class GenerateRequest(OpenAIBaseModel):
                     "stream_mode='denoise' needs stream=true", parameter="stream_mode"
                 )
             fields[DRAFTS] = True
-        check_kinds(fields, KINDS)
-        try:
-            return CompletionRequest.model_validate(fields)
-        except ValidationError as error:
-            raise VLLMValidationError(
-                describe(error, CompletionRequest),
-                parameter=str(error.errors()[0]["loc"][0]),
-            ) from None
+        return completion_of(fields)
 
 
 class GenerateUsage(OpenAIBaseModel):

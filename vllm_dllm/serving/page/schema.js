@@ -1,6 +1,8 @@
 import { make } from "./dom.js";
 
-const list = { type: "array", items: { type: "integer" }, maxItems: 8 };
+// Without limits a small model may write one number that never ends.
+const some = { type: "integer", minimum: -999, maximum: 999 };
+const list = { type: "array", items: some, maxItems: 8 };
 /** Schemas to begin with. */
 export const EXAMPLES = {
   "A number": ofResult({ type: "integer" }),
