@@ -133,7 +133,8 @@ class Course:
         """
         self.start, own = self._after(taken, self.start, self.mark, known)
         self.mark = own if mark is None else mark
-        self.pace.note(self.plan, taken, known)
+        if self.goes_ahead:
+            self.pace.note(self.plan, taken, known)
 
     def _after(
         self, taken: Span, start: int, mark: int | None, known: int

@@ -24,7 +24,7 @@ from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.runs import PADDING, Run, Runs, attach, run_of, up_to_padding
+from vllm_dllm.runs import PADDING, Runs, attach, run_of, up_to_padding
 
 
 class BlockDiffusionScheduler(Scheduler):
@@ -130,12 +130,13 @@ class BlockDiffusionScheduler(Scheduler):
             course.begin(planned, computed)
             if planned.canvas:
                 # That there are any tells the worker to decide some.
-                room, run = min(planned.canvas, self.num_spec_tokens), Run()
+                room = min(planned.canvas, self.num_spec_tokens)
+                drafts[req_id] = [PADDING] * room
                 if progress.decoding.in_runs:
                     manager = self.structured_output_manager
                     run = run_of(request, progress.candidates, room, manager)
                     runs[req_id] = run
-                drafts[req_id] = [*run.tokens, *[PADDING] * (room - len(run.tokens))]
+                    drafts[req_id][: len(run.tokens)] = run.tokens
             else:
                 drafts.pop(req_id, None)
         StepPlan.plan(spans, self.is_busy).attach(scheduler_output)
@@ -147,6 +148,8 @@ class BlockDiffusionScheduler(Scheduler):
     ) -> GrammarOutput | None:
         # vLLM fills and sends a row of bits for each position that it was told of, and
         # with a large vocabulary a row is long. One of those behind a run is enough.
+        if not scheduler_output.has_structured_output_requests:
+            return None
         told = scheduler_output.scheduled_spec_decode_tokens
         cut = {req_id: up_to_padding(tokens) for req_id, tokens in told.items()}
         asked = replace(scheduler_output, scheduled_spec_decode_tokens=cut)
@@ -168,16 +171,17 @@ class BlockDiffusionScheduler(Scheduler):
             taken = step.spans[req_id] = progress.course.back(request.num_tokens)
             if not taken.canvas:  # its block had ended
                 scheduler_output.scheduled_spec_decode_tokens.pop(req_id, None)
-            if report.is_worth_sending:
+        if report.is_worth_sending:
+            for req_id, (_, progress) in followed.items():
                 progress.take(report, req_id)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for req_id, (request, progress) in followed.items():
             if RequestStatus.is_finished(request.status):
                 continue
-            taken = step.spans[req_id]
+            taken, course = step.spans[req_id], progress.course
+            course.settle(taken, request.num_tokens, report.marks.get(req_id))
             if request.status == RequestStatus.RUNNING:
-                self._set_computed(request)
-            progress.course.settle(taken, request.num_tokens, report.marks.get(req_id))
+                set_computed(request, course.start)
             if self.regime.rewrites_known:
                 # Were its pages lost now, those of others that hold a part of its block
                 # would be found, and written.
@@ -202,16 +206,10 @@ class BlockDiffusionScheduler(Scheduler):
         result = super()._update_request_with_output(request, new_token_ids, is_stale)
         if not is_stale:
             # vLLM 0.33 shares pages up to this count as soon as this returns.
-            self._set_computed(request)
+            taken = self.ending.spans[request.request_id]
+            course = Progress.of(request).course
+            set_computed(request, course.next_start(taken, request.num_tokens))
         return result
-
-    def _set_computed(self, request: Request) -> None:
-        """Set where the next span starts: vLLM counts every emitted token as computed,
-        but here emitting and committing are separate events. Behind it vLLM counts what
-        is under way."""
-        taken = self.ending.spans[request.request_id]
-        start = Progress.of(request).course.next_start(taken, request.num_tokens)
-        request.num_computed_tokens = start + request.num_in_flight_tokens
 
     def make_spec_decoding_stats(
         self,
@@ -256,3 +254,10 @@ class BlockDiffusionScheduler(Scheduler):
         )
         of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
         of_client.outputs.append(output)
+
+
+def set_computed(request: Request, start: int) -> None:
+    """Set where the next span starts: vLLM counts every emitted token as computed, but
+    here emitting and committing are separate events. Behind it vLLM counts what is
+    under way."""
+    request.num_computed_tokens = start + request.num_in_flight_tokens
