@@ -62,44 +62,58 @@ void spread(int64_t num_blocks, int64_t width, int64_t num_rows, int64_t element
   }
 }
 
-// room may be null.
+// What leaves one block, from the first column of its canvas to the first mask.
+struct Leaves {
+  int64_t first_mask;
+  int64_t count;
+  bool finished;
+
+  Leaves(int64_t width, int64_t first, int64_t length, bool may_leave,
+         const int64_t* tokens, const uint8_t* masked, int64_t* leaving) {
+    first_mask = std::min(std::find(masked, masked + width, 1) - masked, length);
+    count = may_leave ? first_mask - first : 0;
+    finished = may_leave && first_mask == length;
+    for (int64_t c = 0; c < width; ++c) leaving[c] = tokens[(first + c) % width];
+  }
+};
+
 void leave(int64_t num_blocks, int64_t width, const int64_t* tokens,
            const uint8_t* masked, const int64_t* first, const int64_t* length,
-           const uint8_t* may_leave, const int64_t* room, int64_t* leaving,
-           int64_t* count, int64_t* left, uint8_t* finished) {
+           const uint8_t* may_leave, int64_t* leaving, int64_t* count,
+           uint8_t* finished) {
   for (int64_t i = 0; i < num_blocks; ++i) {
     const int64_t row = i * width;
-    const uint8_t* mask = masked + row;
-    const int64_t end = std::find(mask, mask + width, 1) - mask;
-    const int64_t first_mask = std::min(end, length[i]);
-    const int64_t leaves = may_leave[i] ? first_mask - first[i] : 0;
-    for (int64_t c = 0; c < width; ++c) {
-      leaving[row + c] = tokens[row + (first[i] + c) % width];
-    }
-    count[i] = room ? std::min(leaves, room[i]) : leaves;
-    left[i] = first[i] + leaves;
-    finished[i] = may_leave[i] && first_mask == length[i];
+    const Leaves leaves(width, first[i], length[i], may_leave[i], tokens + row,
+                        masked + row, leaving + row);
+    count[i] = leaves.count;
+    finished[i] = leaves.finished;
   }
 }
 
-void store_blocks(int64_t num_blocks, int64_t width, int64_t mask_token_id,
-                  int64_t* tokens_table, int64_t tokens_stride, int64_t* decided_table,
-                  int64_t decided_stride, int64_t* step_table, int64_t step_stride,
-                  int64_t* post_table, int64_t post_stride, const int64_t* slots,
-                  const int64_t* tokens, const int64_t* decided_at,
-                  const int64_t* step, const int64_t* post_steps,
-                  const uint8_t* masked, const uint8_t* taken, const int64_t* left,
-                  const uint8_t* finished) {
+void hand_out(int64_t num_blocks, int64_t width, int64_t mask_token_id,
+              int64_t* tokens_table, int64_t tokens_stride, int64_t* decided_table,
+              int64_t decided_stride, int64_t* step_table, int64_t step_stride,
+              int64_t* post_table, int64_t post_stride, const int64_t* max_len,
+              const int64_t* slots, const int64_t* tokens, const int64_t* decided_at,
+              const int64_t* step, const int64_t* post_steps, const uint8_t* masked,
+              const int64_t* known, const int64_t* start, const int64_t* length,
+              const uint8_t* active, const uint8_t* done, int64_t* leaving,
+              int32_t* count, uint8_t* finished) {
   for (int64_t i = 0; i < num_blocks; ++i) {
     const int64_t slot = slots[i];
     const int64_t row = i * width;
+    const int64_t first = known[i] - start[i];
+    const Leaves leaves(width, first, length[i], active[i] && done[i], tokens + row,
+                        masked + row, leaving + row);
+    count[i] = static_cast<int32_t>(std::min(leaves.count, max_len[slot] - known[i]));
+    finished[i] = leaves.finished;
     for (int64_t c = 0; c < width; ++c) {
-      const bool is_mask = masked[row + c] || c < left[i];
+      const bool is_mask = masked[row + c] || c < first + leaves.count;
       tokens_table[slot * tokens_stride + c] = is_mask ? mask_token_id : tokens[row + c];
       decided_table[slot * decided_stride + c] = decided_at[row + c];
     }
-    step_table[slot * step_stride] = finished[i] ? 0 : step[i] + taken[i];
-    post_table[slot * post_stride] = finished[i] ? 0 : post_steps[i];
+    step_table[slot * step_stride] = leaves.finished ? 0 : step[i] + active[i];
+    post_table[slot * post_stride] = leaves.finished ? 0 : post_steps[i];
   }
 }
 
@@ -108,8 +122,8 @@ void store_blocks(int64_t num_blocks, int64_t width, int64_t mask_token_id,
 PyMethodDef dllm::blocks[] = {
     dllm::method<gather_blocks>("gather_blocks"),
     dllm::method<write_tokens>("write_tokens"),
-    dllm::method<leave>("leave"),
     dllm::method<spread>("spread"),
-    dllm::method<store_blocks>("store_blocks"),
+    dllm::method<leave>("leave"),
+    dllm::method<hand_out>("hand_out"),
     {nullptr, nullptr, 0, nullptr},
 };

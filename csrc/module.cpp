@@ -3,6 +3,10 @@
 #include "binding.h"
 
 namespace {
+// Raised with every change of what Python calls: `vllm_dllm/ops/extension.py` wants
+// the same one.
+constexpr long kVersion = 2;
+
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr,
                           nullptr,               nullptr, nullptr, nullptr};
 }
@@ -10,6 +14,10 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr,
 PyMODINIT_FUNC PyInit__C() {
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) return nullptr;
+  if (PyModule_AddIntConstant(module, "version", kVersion) != 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
   for (PyMethodDef* methods :
        {dllm::runner_kernels, dllm::candidate, dllm::blocks, dllm::choice, dllm::spans,
         dllm::int8}) {

@@ -52,15 +52,14 @@ class Step:
             op.spread(values[cell], cell, written.shape)
             for values in (candidate, candidate.float())
         ]
-        for room in (None, self.number(1, 4, self.shape[0])):
-            leaving = op.leave(
-                tokens, masked, self.first, self.length, self.active, room
-            )
-            answers += [leaving.tokens, leaving.count]
+        left = op.leave(tokens, masked, self.first, self.length, self.active)
         blocks = Tables(tokens, decided_at, step, post_steps)
-        ends = self.active, leaving.left, leaving.finished
-        op.store(self.tables, self.places, blocks, masked, *ends, MASK)
-        return [*kept, *blocks, masked, *answers, *ends, *self.tables]
+        ends = self.flag(0.7, self.shape[0]), self.number(90, 110, SLOTS), MASK
+        places = self.places, blocks, masked
+        out = op.hand_out(self.tables, *places, *of_blocks, *ends)
+        for leaving in (left, out):
+            answers += [leaving.tokens, leaving.count, leaving.finished]
+        return [*kept, *blocks, masked, *answers, *self.tables]
 
 
 @every

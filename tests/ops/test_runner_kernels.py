@@ -233,6 +233,19 @@ def test_the_extension_is_built() -> None:
     assert BUILT
 
 
+@pytest.mark.skipif(not BUILT, reason="no native extension")
+def test_an_extension_of_another_version_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that was built before an update would lack what the first step calls."""
+    monkeypatch.setattr(extension, "VERSION", extension.VERSION + 1)
+    extension.load.cache_clear()
+    try:
+        assert extension.load() is None
+    finally:
+        extension.load.cache_clear()
+
+
 def test_the_environment_can_refuse_the_extension(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

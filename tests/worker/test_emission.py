@@ -39,7 +39,7 @@ def test_what_leaves_is_known_and_stable_up_to_the_first_gap(seed: int) -> None:
     rng = random.Random(seed)
     desk, batch, requests = random_batch(rng)
     done = torch.tensor([rng.random() < 0.7 for _ in range(len(batch.tokens))])
-    emission = emit(batch, done, desk.slots.canvas.max_len)
+    emission = emit(batch, done, desk.slots.canvas)
     for index, request in enumerate(requests):
         expected: list[int] = []
         whole = True

@@ -173,9 +173,7 @@ class Leaving:
     tokens: torch.Tensor
     """[m, width] int64, left-aligned."""
     count: torch.Tensor
-    """[m] int64: how many of them leave."""
-    left: torch.Tensor
-    """[m] int64: the first column that has not left."""
+    """[m]: how many of them leave."""
     finished: torch.Tensor
     """[m] bool: every token has."""
 
@@ -186,7 +184,6 @@ def leave(
     first: torch.Tensor,
     length: torch.Tensor,
     may_leave: torch.Tensor,
-    room: torch.Tensor | None,
 ) -> Leaving:
     """The tokens of blocks from the first one of their canvas to the first mask.
 
@@ -194,30 +191,72 @@ def leave(
         tokens, masked: as in `Blocks`.
         first, length: [m] int64: first column of the canvas, number of positions.
         may_leave: [m] bool: whether anything leaves.
-        room: [m] int64: `count` is at most that; None: as many as there are.
     """
     native = load_for(masked)
     if native is None:
         column = torch.arange(tokens.shape[1], device=tokens.device)
         end = length.unsqueeze(1)
         first_mask = torch.where(masked, column, end).amin(dim=1).minimum(length)
-        count = (first_mask - first) * may_leave
         return Leaving(
             tokens=tokens.gather(1, (first.unsqueeze(1) + column) % len(column)),
-            count=count if room is None else count.minimum(room),
-            left=first + count,
+            count=(first_mask - first) * may_leave,
             finished=may_leave & (first_mask == length),
         )
     found = Leaving(
         tokens=torch.empty_like(tokens),
         count=torch.empty_like(first),
-        left=torch.empty_like(first),
         finished=torch.empty_like(may_leave),
     )
     given = addresses(tokens, masked, first, length, may_leave)
-    most = 0 if room is None else room.data_ptr()
-    taken = addresses(found.tokens, found.count, found.left, found.finished)
-    native.leave(*tokens.shape, *given, most, *taken)
+    taken = addresses(found.tokens, found.count, found.finished)
+    native.leave(*tokens.shape, *given, *taken)
+    return found
+
+
+def hand_out(
+    tables: Tables,
+    places: Places,
+    blocks: Tables,
+    masked: torch.Tensor,
+    known: torch.Tensor,
+    start: torch.Tensor,
+    length: torch.Tensor,
+    active: torch.Tensor,
+    done: torch.Tensor,
+    max_len: torch.Tensor,
+    mask_token_id: int,
+) -> Leaving:
+    """Hand out what is stable of blocks, each the only one of its request, and keep the
+    rest.
+
+    Args:
+        blocks: what tables hold, of the blocks: [m, width] or [m].
+        masked, known, start, length, active: as in `gather`, after the step.
+        done: [m] bool: decoded positions of the block are stable.
+        max_len: [num_slots] int64: known tokens at which requests end.
+
+    Returns:
+        What leaves; `count`, int32, is no more than a request may have.
+    """
+    native = load_for(active) if places.are_own else None
+    of_blocks = known, start, length, active, done
+    if native is not None:
+        found = Leaving(
+            tokens=torch.empty_like(blocks.tokens),
+            count=torch.empty_like(known, dtype=torch.int32),
+            finished=torch.empty_like(active),
+        )
+        given = addresses(max_len, places.slot, *blocks, masked, *of_blocks)
+        taken = addresses(found.tokens, found.count, found.finished)
+        sizes = *masked.shape, mask_token_id
+        native.hand_out(*sizes, *_rows_of(tables), *given, *taken)
+        return found
+    first = known - start
+    found = leave(blocks.tokens, masked, first, length, active & done)
+    left = first + found.count
+    store(tables, places, blocks, masked, active, left, found.finished, mask_token_id)
+    room = max_len[places.slot] - known
+    found.count = found.count.minimum(room).int()
     return found
 
 
@@ -237,13 +276,9 @@ def store(
         blocks: what tables hold, of the blocks: [m, width] or [m].
         masked: [m, width] bool.
         taken: [m] bool: whether the step was one of theirs.
-        left, finished: as in `Leaving`.
+        left: [m] int64: the first column that has not left.
+        finished: as in `Leaving`.
     """
-    native = load_for(left) if places.are_own else None
-    if native is not None:
-        of_blocks = addresses(places.slot, *blocks, masked, taken, left, finished)
-        native.store_blocks(*masked.shape, mask_token_id, *_rows_of(tables), *of_blocks)
-        return
     slot, place, kept = places
     column = torch.arange(masked.shape[1], device=slot.device)
     index = (slot, slice(len(column))) if kept is None else (slot.unsqueeze(1), kept)

@@ -9,18 +9,24 @@ from types import ModuleType
 import torch
 
 logger = logging.getLogger(__name__)
+VERSION = 2
+"""That of csrc/module.cpp."""
 
 
 @cache
 def load() -> ModuleType | None:
-    """`vllm_dllm._C`, or None where it was not built or VLLM_DLLM_NATIVE=0."""
+    """`vllm_dllm._C`, or None where it was not built, was built from sources of another
+    version, or VLLM_DLLM_NATIVE=0."""
     if os.environ.get("VLLM_DLLM_NATIVE") == "0":
         return None
     try:
-        return importlib.import_module("vllm_dllm._C")
+        module = importlib.import_module("vllm_dllm._C")
+        if getattr(module, "version", None) != VERSION:
+            raise ImportError("they are of another version: install them again")
     except ImportError as error:
         logger.warning("Native CPU kernels unavailable (%s); using torch.", error)
         return None
+    return module
 
 
 def load_for(tensor: torch.Tensor) -> ModuleType | None:

@@ -11,7 +11,15 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dllm.given import GAP
-from vllm_dllm.ops.blocks import Blocks, Places, Tables, gather, store
+from vllm_dllm.ops.blocks import (
+    Blocks,
+    Leaving,
+    Places,
+    Tables,
+    gather,
+    hand_out,
+    store,
+)
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.given import Given
 from vllm_dllm.worker.memory import BlockTable
@@ -174,6 +182,18 @@ class Canvas:
         at = place.unsqueeze(1) * block + column
         return at.masked_fill(column >= block, last)
 
+    def hand_out(self, batch: CanvasBatch, done: torch.Tensor) -> Leaving:
+        """Hand out what is stable of a step's blocks, one of each request, and store
+        the rest; what was handed out makes room for masks.
+
+        done: [m] bool: decoded positions of the block are stable.
+        """
+        of_blocks = batch.known, batch.start, batch.length, batch.active, done
+        limits = self.max_len, self.mask_token_id
+        return hand_out(
+            self._tables(), *batch.kept_blocks, batch.masked, *of_blocks, *limits
+        )
+
     def scatter(
         self, batch: CanvasBatch, left: torch.Tensor, finished: torch.Tensor
     ) -> None:
@@ -186,10 +206,8 @@ class Canvas:
         taken = batch.active
         if batch.buffered is not None:
             taken = taken & batch.buffered.is_open
-        places = Places(batch.slot, batch.place, batch.kept)
-        blocks = Tables(batch.tokens, batch.decided_at, batch.step, batch.post_steps)
         settled = batch.masked, taken, left, finished
-        store(self._tables(), places, blocks, *settled, self.mask_token_id)
+        store(self._tables(), *batch.kept_blocks, *settled, self.mask_token_id)
 
 
 def _with_given(blocks: Blocks, given: torch.Tensor, active: torch.Tensor) -> Blocks:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dllm.ops.blocks import spread, write
+from vllm_dllm.ops.blocks import Places, Tables, spread, write
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import OpenBlocks
 
@@ -104,6 +104,12 @@ class CanvasBatch:
         """[m, width] int64: as `kept`, of the positions of blocks."""
         own = self.column.expand(len(self.tokens), -1)
         return own if self.kept is None else self.kept
+
+    @property
+    def kept_blocks(self) -> tuple[Places, Tables]:
+        """Where the blocks are kept, and what is kept of them."""
+        places = Places(self.slot, self.place, self.kept)
+        return places, Tables(self.tokens, self.decided_at, self.step, self.post_steps)
 
     def of_blocks(self, values: torch.Tensor) -> torch.Tensor:
         """[n] of the requests -> [m] of their blocks."""

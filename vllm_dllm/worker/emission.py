@@ -4,31 +4,37 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dllm.ops.blocks import Leaving, leave
+from vllm_dllm.worker.canvas import Canvas
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 
-def emit(batch: CanvasBatch, done: torch.Tensor, max_len: torch.Tensor) -> Leaving:
-    """The stable tokens of each of `n` requests, up to its first mask, and what is left
-    of each of `m` blocks.
+def emit(batch: CanvasBatch, done: torch.Tensor, canvas: Canvas) -> Leaving:
+    """Hand out the stable tokens of each of `n` requests, up to its first mask, and
+    keep what is left of each of `m` blocks.
 
     Args:
         done: [m] bool: decoded positions of the block are stable.
-        max_len: [num_slots] int64: known tokens at which requests end.
+
+    Returns:
+        `tokens` and `count`, int32, of the requests, `finished` of the blocks.
     """
-    may_leave = batch.active & done
     if batch.leaves_whole is not None:
-        may_leave &= ~(batch.leaves_whole & batch.masked.any(dim=1))
-    blocks = batch.tokens, batch.masked, batch.first, batch.length
+        done = done & ~(batch.leaves_whole & batch.masked.any(dim=1))
     if batch.spans.rows is None:
-        room = max_len[batch.slot] - batch.known
-        return leave(*blocks, may_leave, room)
-    return _of_several(batch, leave(*blocks, may_leave, None), max_len)
+        return canvas.hand_out(batch, done)
+    may_leave, first = batch.active & done, batch.first
+    could = leave(batch.tokens, batch.masked, first, batch.length, may_leave)
+    return _of_several(batch, could, first, canvas)
 
 
-def _of_several(batch: CanvasBatch, could: Leaving, max_len: torch.Tensor) -> Leaving:
+def _of_several(
+    batch: CanvasBatch, could: Leaving, first: torch.Tensor, canvas: Canvas
+) -> Leaving:
     """A block hands out tokens if those before it have handed out all of theirs.
 
-    could: what each block could hand out.
+    Args:
+        could: what each block could hand out.
+        first: [m] int64: as `CanvasBatch.first`.
     """
     spans, rows, finished = batch.spans, batch.spans.rows, could.finished
     assert rows is not None
@@ -37,9 +43,9 @@ def _of_several(batch: CanvasBatch, could: Leaving, max_len: torch.Tensor) -> Le
     before = unfinished - (~finished).long()
     of_others = before[rows.begin][rows.owner]
     leaves = before == of_others
-    count = could.count * leaves
+    count, finished = could.count * leaves, finished & leaves
     total = torch.zeros_like(spans.known).scatter_add_(0, rows.owner, count)
-    room = max_len[spans.slot] - spans.known
+    room = canvas.max_len[spans.slot] - spans.known
     offset = (spans.known - rows.start[rows.begin]).unsqueeze(1)
     longest = int((rows.sizes_np * rows.block_np).max())
     offset = offset + torch.arange(longest, device=offset.device)
@@ -47,5 +53,5 @@ def _of_several(batch: CanvasBatch, could: Leaving, max_len: torch.Tensor) -> Le
     length = rows.block.unsqueeze(1)
     block = (offset // length).minimum(last)
     tokens = batch.tokens[rows.begin.unsqueeze(1) + block, offset % length]
-    left = batch.first + count
-    return Leaving(tokens, torch.minimum(total, room), left, finished & leaves)
+    canvas.scatter(batch, first + count, finished)
+    return Leaving(tokens, torch.minimum(total, room).int(), finished)

@@ -222,8 +222,7 @@ class DenoisingSampler:
         batch.write(decision.write, decision.candidate)
         if decision.source is not None:
             batch.move(decision.source)
-        emission = emit(batch, decision.done, self.canvas.max_len)
-        self.canvas.scatter(batch, emission.left, emission.finished)
+        emission = emit(batch, decision.done, self.canvas)
         self.soft.settle(
             batch,
             decision.write,
@@ -233,7 +232,7 @@ class DenoisingSampler:
         )
         if batch.buffered is not None:
             self._settle_buffers(batch, decision.stability)
-        return emission.tokens, emission.count.int()
+        return emission.tokens, emission.count
 
     def _settle_buffers(self, batch: CanvasBatch, stability: torch.Tensor) -> None:
         """Where its rule does not say how stable a block is, one without masks is."""
