@@ -48,6 +48,23 @@ void show_known(int64_t num_tokens, int64_t last, const int64_t* owner,
   }
 }
 
+void of_rings(int64_t num_tokens, int64_t last, const int64_t* owner,
+              const int64_t* position, const int64_t* slots, const int64_t* shown,
+              const int64_t* room, const int64_t* blocks, int64_t blocks_stride,
+              const int32_t* all_token_ids, int64_t all_token_ids_stride,
+              int64_t* ids) {
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const int64_t i = owner[t];
+    const int64_t slot = slots[i];
+    if (position[t] < shown[i]) {
+      const int64_t column = std::min(position[t], last);
+      ids[t] = all_token_ids[slot * all_token_ids_stride + column];
+    } else {
+      ids[t] = blocks[slot * blocks_stride + position[t] % room[slot]];
+    }
+  }
+}
+
 void logit_rows(int64_t num_rows, int64_t shift, const int64_t* request,
                 const int64_t* position, const int64_t* query_start,
                 const int64_t* start, int64_t* rows) {
@@ -65,6 +82,7 @@ PyMethodDef dllm::spans[] = {
     dllm::method<block_of>("block_of"),
     dllm::method<tokens_of>("tokens_of"),
     dllm::method<show_known>("show_known"),
+    dllm::method<of_rings>("of_rings"),
     dllm::method<logit_rows>("logit_rows"),
     {nullptr, nullptr, 0, nullptr},
 };

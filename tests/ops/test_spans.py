@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from vllm_dllm.ops import extension
-from vllm_dllm.ops.spans import block_of, logit_rows, show_known, tokens_of
+from vllm_dllm.ops.spans import (
+    block_of,
+    logit_rows,
+    of_rings,
+    show_known,
+    tokens_of,
+)
 from vllm_dllm.plans.grid import Grid
 
 SLOTS, MAX_LEN = 9, 50
@@ -30,12 +36,15 @@ def laid_out(seed: int, requests: int) -> list[torch.Tensor]:
     ids = number(0, 99, len(owner))
     all_token_ids = number(100, 200, SLOTS, MAX_LEN).int()
     show_known(ids, owner, position, slot, shown, all_token_ids)
+    room, blocks = number(1, 9, SLOTS), number(200, 300, SLOTS, 12)
+    of_tokens = owner, position, slot, shown
+    rings = of_rings(*of_tokens, room, blocks[:, :9], all_token_ids)
     wanted = number(0, requests, 30)
     rows = [
         logit_rows(wanted, number(0, 80, 30), query_start, start, shift)
         for shift in (0, 1)
     ]
-    return [*found, ids, *rows]
+    return [*found, ids, rings, *rows]
 
 
 @pytest.mark.parametrize("requests", [1, 2, SLOTS])

@@ -88,6 +88,41 @@ def show_known(
     native.show_known(len(ids), last, *tensors, stride, ids.data_ptr())
 
 
+def of_rings(
+    owner: torch.Tensor,
+    position: torch.Tensor,
+    slot: torch.Tensor,
+    shown: torch.Tensor,
+    room: torch.Tensor,
+    blocks: torch.Tensor,
+    all_token_ids: torch.Tensor,
+) -> torch.Tensor:
+    """[num_tokens] int64: known tokens where the model is shown them; behind them what
+    is kept of blocks, position p in column p mod `room` of its slot.
+
+    Args:
+        owner, position, slot, shown, all_token_ids: as in `show_known`.
+        room: [num_slots] int64; blocks: [num_slots, positions] int64.
+    """
+    native = load_for(position)
+    of_tokens = owner, position, slot, shown
+    if native is None:
+        slots = slot[owner]
+        ids = blocks[slots, position % room[slots]]
+        show_known(ids, *of_tokens, all_token_ids)
+        return ids
+    ids, last = torch.empty_like(position), all_token_ids.shape[1] - 1
+    native.of_rings(
+        len(ids),
+        last,
+        *addresses(*of_tokens, room),
+        *(blocks.data_ptr(), blocks.stride(0)),
+        *(all_token_ids.data_ptr(), all_token_ids.stride(0)),
+        ids.data_ptr(),
+    )
+    return ids
+
+
 def logit_rows(
     request: torch.Tensor,
     position: torch.Tensor,

@@ -162,6 +162,7 @@ class Canvas:
             active=active,
             **blocks._asdict(),
             writable=writable,
+            revises=revises is not None,
             cell=cell,
             rows_np=rows_np,
             kept=kept,

@@ -50,6 +50,8 @@ class CanvasBatch:
     decided_at: torch.Tensor
     """[m, width] int64: the step of the block that wrote each token; -1 where it was
     given."""
+    revises: bool
+    """Whether a rule of the batch may replace tokens."""
     cell: tuple[torch.Tensor, torch.Tensor]
     """Index into [m, width] of the positions that logits are computed for, in their
     order: [rows], [rows] int64. Holds all of `masked` that may be written."""

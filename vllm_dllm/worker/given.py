@@ -11,13 +11,14 @@ from vllm_dllm.given import GAP
 from vllm_dllm.plans.base import Plan
 from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.memory import BlockTable
+from vllm_dllm.worker.slot_flags import SlotFlags
 
 
 class Given:
     """By slot."""
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
-        self.gives_np = np.zeros(num_slots, dtype=bool)
+        self.gives = SlotFlags(num_slots)
         """Whether a request gives any."""
         self.first = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """Position of the first one."""
@@ -26,7 +27,7 @@ class Given:
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         first, tokens = decoding.given
-        self.gives_np[slot] = len(tokens) > 0
+        self.gives[slot] = len(tokens) > 0
         self.first[slot] = plan.grid.origin + first
         self.tokens.clear(slot)
         self.tokens.grow(len(tokens))
@@ -34,7 +35,7 @@ class Given:
 
     def any(self, slot_np: np.ndarray) -> bool:
         """Whether some request of a batch gives any; slot_np: [n] int64, on the CPU."""
-        return bool(self.gives_np[slot_np].any())
+        return self.gives.any_of(slot_np)
 
     def at(self, slot: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """The tokens given at some positions, `GAP` where none is.

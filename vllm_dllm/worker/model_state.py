@@ -45,6 +45,7 @@ class DenoisingModelState(ModelState):
             self.model_config.get_vocab_size(),
             device,
         )
+        self.is_causal = regime_of(self.slots.config.facts).causal
         self.embeddings = Embeddings(vllm_config, model, device)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -145,5 +146,5 @@ class DenoisingModelState(ModelState):
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
             for_cudagraph_capture=for_capture,
-            causal=rows.causal or regime_of(self.slots.config.facts).causal,
+            causal=rows.causal or self.is_causal,
         )

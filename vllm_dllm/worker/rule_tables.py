@@ -13,6 +13,7 @@ from vllm_dllm.decoding.time_grid import time_grid
 from vllm_dllm.params import NUMERIC_FIELDS
 from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.memory import BlockTable
+from vllm_dllm.worker.slot_flags import SlotFlags
 
 
 class RuleTables:
@@ -32,7 +33,7 @@ class RuleTables:
         """`threshold` in steps of a busy server."""
         self.algorithm = np.full(num_slots, "", dtype=object)
         self.revises = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self.revises_np = np.zeros(num_slots, dtype=bool)
+        self.may_revise = SlotFlags(num_slots)
         """The same on the CPU."""
         self.time = torch.ones(num_slots, 1, device=device)
         """[num_slots, steps] float32: share of the masks that each step of a block
@@ -50,7 +51,7 @@ class RuleTables:
         own = decoding.parameters.get("threshold", 0)
         self.busy_threshold[slot] = own if busy is None else busy
         self.algorithm[slot] = decoding.algorithm
-        self.revises[slot] = self.revises_np[slot] = rule.revises
+        self.revises[slot] = self.may_revise[slot] = rule.revises
         if "time" in rule.needs:
             steps = int(decoding.parameters["steps"])
             eps = decoding.parameters.get("eps", 0)

@@ -81,7 +81,8 @@ class DenoisingSampler:
             of the batch's cells, then one of the second branch for each of
             `guided_rows`.
         """
-        revises = self.rules.revises if self._may_revise(spans) else None
+        may_revise = self.rules.may_revise.any_of(spans.slot_np)
+        revises = self.rules.revises if may_revise else None
         layout = self.layout
         batch = self.canvas.gather(
             spans, revises, self.buffers, layout.end, layout.given
@@ -138,7 +139,6 @@ class DenoisingSampler:
             changed=decision.changed,
             candidate=decision.candidate,
             count=count,
-            revises=self._may_revise(batch.spans),
             forced=None if reach is None else decision.write & reach.forced,
             opened=self.buffers.opened,
         )
@@ -150,10 +150,6 @@ class DenoisingSampler:
             num_sampled=count,
             num_rejected=self._rows_back(batch.spans, count),
         )
-
-    def _may_revise(self, spans: SpanBatch) -> bool:
-        """Whether a rule of the batch may replace tokens."""
-        return bool(self.rules.revises_np[spans.slot_np].any())
 
     def decide(
         self, logits: torch.Tensor, batch: CanvasBatch, reach: Reach | None = None

@@ -15,6 +15,7 @@ from vllm_dllm.ops.sample import SamplingFilters, sample
 from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.logits import LogitsRules
+from vllm_dllm.worker.slot_flags import SlotFlags
 
 SWITCHES = ("temperature", "top_k", "top_p", "min_p", "no_eos", "late_end", "rules")
 """What of a request changes its candidates, if it is switched on. `late_end`: ends of
@@ -58,8 +59,8 @@ class Sampling:
         self.seed = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.uses = {name: np.zeros(num_slots, dtype=bool) for name in SWITCHES}
         """On the CPU: the slots that have each of them switched on."""
-        self.chooses = np.zeros(num_slots, dtype=bool)
-        """On the CPU: the slots that do not take the most likely token of the model's
+        self.chooses = SlotFlags(num_slots)
+        """The slots that do not take the most likely token of the model's
         own logits."""
         self.rules: dict[int, LogitsRules] = {}
 
@@ -129,9 +130,11 @@ class Sampling:
             all_token_ids: [num_slots, max_len], known tokens of all slots.
         """
         found = candidates(logits, mask_token_id, measures=measures)
-        chosen = self.chooses[batch.spans.slot_np]
-        # A request has no rows in a step that computes only keys for it.
-        if not chosen.any() or not len(rows := batch.rows_of(chosen)):
+        slot_np = batch.spans.slot_np
+        if not self.chooses.any_of(slot_np):
+            return found
+        rows = batch.rows_of(self.chooses.of(slot_np))
+        if not len(rows):  # the step computes only keys for them
             return found
         if batch.spans.adapts and not self.facts.clean_confidence:
             # Dream's AdaBlock looks for delimiters among them.

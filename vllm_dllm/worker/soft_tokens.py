@@ -13,6 +13,7 @@ from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.memory import BlockTable
+from vllm_dllm.worker.slot_flags import SlotFlags
 from vllm_dllm.worker.spans.batch import SpanBatch
 
 WHOLE = -1.0
@@ -25,16 +26,16 @@ class SoftTokens:
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
         self.device = device
-        self.has_any_np = np.zeros(num_slots, dtype=bool)
-        """On the CPU: the slots whose rule softens."""
+        self.has_any = SlotFlags(num_slots)
+        """The slots whose rule softens."""
         self.share = BlockTable(num_slots, (1,), torch.float32, device, fill=WHOLE)
         """[num_slots, width]: confidence of each decoded token in the last step; as
         wide as the blocks of such requests alone."""
 
     def add_request(self, slot: int, decoding: Decoding, block: int) -> None:
         """`block`: length of the request's blocks."""
-        self.has_any_np[slot] = get_rule(decoding.algorithm).softens
-        if self.has_any_np[slot]:
+        self.has_any[slot] = softens = get_rule(decoding.algorithm).softens
+        if softens:
             self.share.grow(block)
         self.share.clear(slot)
 
@@ -46,7 +47,7 @@ class SoftTokens:
 
     def are_in(self, slot_np: np.ndarray) -> bool:
         """Whether a request of a batch may have some."""
-        return bool(self.has_any_np[slot_np].any())
+        return self.has_any.any_of(slot_np)
 
     def shares(self, spans: SpanBatch) -> torch.Tensor:
         """[num_tokens] float32: what is shown of each token of a step."""
@@ -75,7 +76,7 @@ class SoftTokens:
         slot_np = batch.slot_np
         if not self.are_in(slot_np):
             return
-        rows = async_tensor_h2d(np.flatnonzero(self.has_any_np[slot_np]), self.device)
+        rows = async_tensor_h2d(np.flatnonzero(self.has_any.of(slot_np)), self.device)
         width = min(self.share.values.shape[1], batch.tokens.shape[1])
         there = (batch.editable | write) & (batch.tokens == candidate)
         slot = batch.slot[rows]

@@ -27,8 +27,6 @@ class Outcome:
     """[m, width] int64: what was proposed."""
     count: torch.Tensor
     """[n] int32: tokens handed out."""
-    revises: bool
-    """Whether a rule of the batch may replace tokens."""
     forced: torch.Tensor | None
     """[m, width] bool: of `write`, where a grammar allowed one token; None without any
     grammar."""
@@ -65,7 +63,7 @@ class Telling:
     def report(self, step: Outcome) -> StepReport:
         """What is sent of a step. Waits for the device."""
         report, batch = StepReport(), step.batch
-        if step.revises:
+        if batch.revises:
             report.revised = int((step.write & batch.editable).sum())
         slots = batch.spans.slot_np.tolist()
         if not self.awaited.isdisjoint(slots):

@@ -43,7 +43,7 @@ def test_what_follows_a_canvas_is_its_own_requests_suffix() -> None:
     add_full(desk, "old", 1, (5, 3, 8), suffix_token_ids=long)
     b = add_full(desk, "b", 1, (5, 4, 9), suffix_token_ids=short)
     c = add_full(desk, "c", 2, (5, 2, 7))
-    assert layout.given.gives_np[[0, 1, 2]].tolist() == [True, True, False]
+    assert layout.given.gives.values_np[[0, 1, 2]].tolist() == [True, True, False]
     requests, known = [a, b, c], [5, 5, 5]
     batch = input_batch_of(desk, requests, known)
     spans = layout.lay_out(batch, torch.tensor(known))

@@ -165,16 +165,17 @@ class Layout(ABC):
         """`ids` with what else is given, or hidden; slot, ids: [num_tokens] int64."""
         return ids
 
-    @abstractmethod
     def block_ids(
         self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
     ) -> torch.Tensor:
         """[num_tokens] int64: blocks under denoising, and masks past them, a tensor of
-        its own; undefined where `spans.shown` tokens are.
+        its own; undefined where `spans.shown` tokens are. Of a layout that has no
+        `token_ids` of its own.
 
         Args:
             slot: [num_tokens] int64; blocks: as in `token_ids`.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def attention_rows(

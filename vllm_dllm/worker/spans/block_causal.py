@@ -13,7 +13,10 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.ops.spans import of_rings
 from vllm_dllm.params import MAX_BUFFER_SIZE
+from vllm_dllm.plans.base import Plan
+from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.buffers import Buffers
@@ -30,6 +33,8 @@ class BlockCausalLayout(Layout):
     ) -> None:
         super().__init__(config, num_slots, device, buffers)
         self.block_size = config.block
+        self.room = torch.ones(num_slots, dtype=torch.int64, device=device)
+        """Positions of the blocks in flight."""
 
     @staticmethod
     def max_rows(config: DllmConfig, max_num_reqs: int, max_num_tokens: int) -> int:
@@ -43,13 +48,17 @@ class BlockCausalLayout(Layout):
         most = max_num_reqs * config.block * MAX_BUFFER_SIZE
         return min(max_num_tokens, most)
 
+    def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
+        super().add_request(slot, decoding, plan)
+        self.room[slot] = int(self.buffers.size_np[slot]) * self.block_size
+
     def are_met(self, spans: SpanBatch) -> torch.Tensor:
         # Not the next block, which comes after one that has ended.
         return spans.block_start + spans.block_length <= spans.end
 
     def complete(self, spans: SpanBatch, input_batch: InputBatch) -> SpanBatch:
-        sizes_np = self.buffers.size_np[spans.slot_np]
-        if (sizes_np > 1).any():
+        if self.buffers.has_several.any_of(spans.slot_np):
+            sizes_np = self.buffers.size_np[spans.slot_np]
             places = self.buffers.size[spans.slot]
             first = torch.where(
                 places > 1, self.buffers.first[spans.slot], spans.block_start
@@ -58,11 +67,11 @@ class BlockCausalLayout(Layout):
             spans.rows = self.block_rows(spans, sizes_np, left_np, first, places)
         return spans
 
-    def block_ids(
-        self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
+    def token_ids(
+        self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
     ) -> torch.Tensor:
-        room = self.buffers.size[slot] * self.block_size
-        return blocks[slot, spans.position % room]
+        of_tokens = spans.owner, spans.position, spans.slot, spans.shown
+        return of_rings(*of_tokens, self.room, blocks, all_token_ids)
 
     def attention_rows(
         self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None
@@ -70,9 +79,9 @@ class BlockCausalLayout(Layout):
         return block_causal_rows(input_batch, num_reqs, self.block_size)
 
     def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
-        # Blocks of nothing but known tokens have become final.
-        final = torch.minimum(spans.end, spans.known)
-        return self.block_of(spans.slot, final)[0]
+        # Blocks of nothing but known tokens have become final: those before the block
+        # under denoising, or what a chunk of them, which ends where one does, went to.
+        return torch.minimum(spans.end, spans.block_start)
 
 
 def block_causal_rows(
@@ -86,7 +95,7 @@ def block_causal_rows(
     seq_lens = input_batch.seq_lens[:num_reqs]
     device = seq_lens.device
     rows = whole_rows(input_batch, num_reqs, seq_lens)
-    if (num_tokens <= block).all():
+    if rows.max_query_len <= block:
         return rows
     rows_np = -(-num_tokens // block)
     num_rows, end_np = int(rows_np.sum()), num_tokens.cumsum()

@@ -19,6 +19,7 @@ from vllm_dllm.plans.base import Plan
 from vllm_dllm.plans.buffered import Buffered
 from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.memory import BlockTable
+from vllm_dllm.worker.slot_flags import SlotFlags
 from vllm_dllm.worker.spans.block_rows import BlockRows, OpenBlocks
 
 
@@ -39,6 +40,8 @@ class Buffers:
         self.size_np = np.ones(num_slots, dtype=np.int64)
         """Blocks in flight, on the CPU."""
         self.size = torch.ones(num_slots, dtype=torch.int64, device=device)
+        self.has_several = SlotFlags(num_slots)
+        """Whether these are more than one."""
         self.begins_np = np.zeros(num_slots, dtype=bool)
         """Whether it takes its first step in this slot."""
         self.begins_at_np = np.zeros(num_slots, dtype=np.int64)
@@ -62,7 +65,7 @@ class Buffers:
         several = plan if isinstance(plan, Buffered | AfterPrompt) else None
         size = 1 if several is None else several.size
         self.size_np[slot] = self.size[slot] = size
-        self.begins_np[slot] = size > 1
+        self.begins_np[slot] = self.has_several[slot] = size > 1
         self.first[slot] = self.opened[slot] = 0
         self.add_block[slot] = decoding.add_block_threshold
         self.token_stability[slot] = decoding.token_stability_threshold

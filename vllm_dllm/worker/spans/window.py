@@ -15,6 +15,7 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.ops.spans import of_rings
 from vllm_dllm.worker.spans.base import Layout
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.rows import AttentionRows, whole_rows
@@ -60,10 +61,11 @@ class WindowLayout(Layout):
         turned = (spans.block_start.unsqueeze(1) + column) % length
         return torch.where(column < length, turned, column)
 
-    def block_ids(
-        self, spans: SpanBatch, slot: torch.Tensor, blocks: torch.Tensor
+    def token_ids(
+        self, spans: SpanBatch, blocks: torch.Tensor, all_token_ids: torch.Tensor
     ) -> torch.Tensor:
-        return blocks[slot, spans.position % self.block[slot]]
+        of_tokens = spans.owner, spans.position, spans.slot, spans.shown
+        return of_rings(*of_tokens, self.block, blocks, all_token_ids)
 
     def attention_rows(
         self, input_batch: InputBatch, num_reqs: int, spans: SpanBatch | None
