@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import test_structured_outputs as structured
 from tests.adapters import Adapter, make_adapter
 from tests.engines import Engine, OneAtATime, tokens_of, uses
 from tests.full_attention import guided_cases
@@ -103,6 +104,26 @@ def test_guidance_with_adapters(engine: Engine, adapters: Adapters) -> None:
     """The unconditional branch is rows of the same adapter."""
     asked = dealt(guided_cases(engine), adapters[engine.spec.checkpoint])
     assert ask(engine, asked) == []
+
+
+@uses("sdar16", "llada")
+def test_a_grammar_with_adapters(engine: Engine, adapters: Adapters) -> None:
+    """Of what it allows the best would be that of the base, or of a neighbour."""
+    made = structured.requests_of(engine, 8)
+    hands = [None, *adapters[engine.spec.checkpoint][:2]] * 3
+    dealt = [adapter for adapter, _ in zip(hands, made, strict=False)]
+    lora = [adapter.request if adapter else None for adapter in dealt]
+    outputs = engine.ask_each([request for request, _ in made], lora)
+    best = [
+        [
+            structured.best_answer(engine, case.prompt, words, model=model)[0]
+            for ((case, _), words) in made
+        ]
+        for model in (None, *(adapter.model for adapter in hands[1:3] if adapter))
+    ]
+    expected = [best[number % 3][number] for number in range(len(made))]
+    assert [*map(tokens_of, outputs)] == expected
+    assert best[0] != best[1] != best[2]
 
 
 @uses("sdar16")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -11,7 +12,14 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from tests.engines import Engine, Request, tokens_of, uses, uses_server
 from tests.full_attention import CACHES
-from tests.golden_cases import EOS, MASK, Case, golden_cases, reference_model
+from tests.golden_cases import (
+    EOS,
+    MASK,
+    Case,
+    Model,
+    golden_cases,
+    reference_model,
+)
 from tests.reference import grammar_runs
 from tests.reference.masks import block_causal
 from tests.reference.nemotron_generate import causal_but_for
@@ -75,11 +83,15 @@ def requests_of(
 
 
 def best_answer(
-    engine: Engine, prompt: list[int], words: Words, threshold: float = 1.0
+    engine: Engine,
+    prompt: list[int],
+    words: Words,
+    threshold: float = 1.0,
+    model: Model | None = None,
 ) -> tuple[list[int], int]:
-    """Tokens and forwards of the reference. With the threshold 1, from left to right,
-    at each position the best of its words; then the end."""
-    model, block = reference_model(engine.spec.checkpoint), engine.spec.block
+    """Tokens and forwards of the reference, or of another model. With the threshold 1,
+    from left to right, at each position the best of its words; then the end."""
+    model, block = model or reference_model(engine.spec.checkpoint), engine.spec.block
     shift = int(engine.spec.checkpoint.startswith(SHIFTED))
     is_nemotron = engine.spec.checkpoint.startswith("nemotron")
     length = WHOLE if is_nemotron else BLOCK
@@ -199,6 +211,24 @@ def test_preemption_does_not_change_runs(engine: Engine) -> None:
             likely = {other for other, p in said.items() if p.logprob > -1e4}
             assert token in some and likely <= set(some)
             assert (said[token].logprob == 0) == (len(some) == 1)
+
+
+@uses("sdar16")
+def test_a_grammar_is_obeyed_behind_a_shared_prefix(engine: Engine) -> None:
+    """A run of the first step would begin where the cached tokens end."""
+    rule = {"dllm_algorithm": "threshold", "dllm_threshold": 0.15}
+    made: list[tuple[Request, Words]] = []
+    for (case, sampling), words in requests_of(engine, 8, logit_bias=BIAS):
+        long = replace(case, prompt=(case.prompt * 70)[:70])
+        made.append(((long, {**sampling, "extra_args": rule}), words))
+    requests = [request for request, _ in made]
+    first = [*map(tokens_of, engine.ask_each(requests))]
+    hits = engine.counter("prefix_cache_hits")
+    again = engine.ask_each(requests)
+    assert engine.counter("prefix_cache_hits") > hits
+    told = [(tokens_of(output), engine.forwards(output)) for output in again]
+    expected = [best_answer(engine, c.prompt, words, 0.15) for (c, _), words in made]
+    assert told == expected and first == [tokens for tokens, _ in expected]
 
 
 @uses("llada", "dream")

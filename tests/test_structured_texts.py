@@ -27,6 +27,9 @@ SCHEMA = {
 }
 
 
+SUMS = """root ::= digit | digit " + " digit
+digit ::= [0-9]
+"""
 FAST = {"dllm_algorithm": "threshold", "dllm_threshold": 0.1}
 
 
@@ -39,6 +42,7 @@ def test_json_is_json_at_any_temperature(engine: Engine) -> None:
         StructuredOutputsParams(json=SCHEMA),
         StructuredOutputsParams(choice=["left", "right", "straight on"]),
         StructuredOutputsParams(regex=r"\d{3}-[a-f]{4}"),
+        StructuredOutputsParams(grammar=SUMS),
     ]
     requests: list[Request] = [
         (
@@ -67,7 +71,31 @@ def test_json_is_json_at_any_temperature(engine: Engine) -> None:
         assert answer.keys() == {"name", "years"} and len(answer["years"]) <= 3
         assert answer["name"] in ("ada", "grace")
     assert set(texts[9:18]) <= {"left", "right", "straight on"}
-    assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[18:])
+    assert all(re.fullmatch(r"\d{3}-[a-f]{4}", text) for text in texts[18:27])
+    assert all(re.fullmatch(r"\d( \+ \d)?", text) for text in texts[27:])
+
+
+@uses("tiny-llada", "tiny-llada2-guidance")
+def test_any_object_is_one(engine: Engine) -> None:
+    """`json_object` has no schema by which an answer would come to an end: one that
+    ends is an object, and one that does not says so."""
+    prompt = tokenizer.build().encode(
+        tokenizer.render([("Solve: 12 + 30. Answer in JSON.", "")])
+    )
+    case = Case(engine.spec.checkpoint, prompt.ids, 60, None, "threshold")
+    sampling = {
+        "ignore_eos": False,
+        "structured_outputs": StructuredOutputsParams(json_object=True),
+    }
+    requests: list[Request] = [
+        (case, {**sampling, "temperature": heat, "seed": seed, "extra_args": fields})
+        for seed, heat in enumerate((0.0, 1.0, 1.0, 2.0))
+        for fields in (None, FAST)
+    ]
+    answers = [output.outputs[0] for output in engine.ask_each(requests)]
+    ended = [answer.text for answer in answers if answer.finish_reason == "stop"]
+    assert ended and all(isinstance(json.loads(text), dict) for text in ended)
+    assert {answer.finish_reason for answer in answers} <= {"stop", "length"}
 
 
 FORCED = r"(7|8)Sort the list (x|y)Write (3|4) in capitals\."

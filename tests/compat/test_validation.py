@@ -1,5 +1,6 @@
 """Checks of vLLM's that ours go around, and what is checked besides."""
 
+import json
 from contextlib import nullcontext
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -29,4 +30,18 @@ def test_a_backend_that_cannot_be_loaded_is_refused_by_name(backend: str) -> Non
     with nullcontext() if works else refused:
         params._validate_structured_outputs(
             model_config, StructuredOutputsConfig(backend=backend), tokenizer
+        )
+
+
+def test_tools_that_guidance_cannot_enforce_are_refused_in_words() -> None:
+    """The library says `'triggers'`, to a client that sent tools."""
+    plugin.register()
+    tokenizer = get_tokenizer(str(MODELS / "tiny-llada2"))
+    form = {"type": "triggered_tags", "triggers": ["<"], "tags": []}
+    tag = json.dumps({"type": "structural_tag", "format": form})
+    grammar = StructuredOutputsParams(structural_tag=tag)
+    model_config: Any = SimpleNamespace(architectures=["LLaDA2MoeModelLM"])
+    with pytest.raises(VLLMValidationError, match=r"tools that are .* 'xgrammar' does"):
+        SamplingParams(structured_outputs=grammar)._validate_structured_outputs(
+            model_config, StructuredOutputsConfig(backend="guidance"), tokenizer
         )

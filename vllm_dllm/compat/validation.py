@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 
+NO_CALLS = (
+    "; 'guidance' reads no structural tag with a format, which vLLM makes of tools "
+    "that are required or strict: a server with 'xgrammar' does"
+)
+
+
 @wraps("vllm.sampling_params:SamplingParams._validate_diffusion")
 def replace_request_validation(function: Callable[..., None]) -> Callable[..., None]:
     """Check requests to our models by our rules.
@@ -51,6 +57,7 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
         grammar = self.structured_outputs
         if grammar is None or not is_ours(model_config):
             return function(self, model_config, *args)
+        is_tag = grammar.structural_tag is not None
         model_config = copy.copy(model_config)
         vars(model_config)["is_diffusion"] = False  # a cached property
         try:
@@ -62,7 +69,8 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
                 if value and not name.startswith("_")
             }
             raise VLLMValidationError(
-                f"structured_outputs={quoted(given)} cannot be followed: {error}",
+                f"structured_outputs={quoted(given)} cannot be followed: {error}"
+                + (NO_CALLS if grammar._backend == "guidance" and is_tag else ""),
                 parameter="structured_outputs",
             ) from None
         if broken := broken_backend(grammar._backend):
