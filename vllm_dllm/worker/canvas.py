@@ -48,6 +48,7 @@ class Canvas:
         """[num_slots, blocks in flight]."""
         self.post_steps = BlockTable(*of_blocks)
         self.tables = (self.tokens, self.decided_at, self.step, self.post_steps)
+        self.kept = self._all_kept()
         self.block = torch.ones(num_slots, dtype=torch.int64, device=device)
         """Length of the request's blocks."""
         self.max_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -61,6 +62,7 @@ class Canvas:
             table.grow(block if size == 1 else size * block + 1)
         for table in (self.step, self.post_steps):
             table.grow(size)
+        self.kept = self._all_kept()
         for table in self.tables:
             table.clear(slot)
         self.block[slot] = block
@@ -107,7 +109,7 @@ class Canvas:
         if rows is not None:
             kept = self._kept_at(slot, rows.place, width)
         blocks = gather(
-            self._tables(),
+            self.kept,
             Places(slot, place, kept),
             known,
             start,
@@ -170,7 +172,8 @@ class Canvas:
             buffered=opened,
         )
 
-    def _tables(self) -> Tables:
+    def _all_kept(self) -> Tables:
+        """The tables as they are until one of them grows."""
         return Tables(*(table.values for table in self.tables))
 
     def _kept_at(
@@ -192,7 +195,7 @@ class Canvas:
         of_blocks = batch.known, batch.start, batch.length, batch.active, done
         limits = self.max_len, self.mask_token_id
         return hand_out(
-            self._tables(), *batch.kept_blocks, batch.masked, *of_blocks, *limits
+            self.kept, *batch.kept_blocks, batch.masked, *of_blocks, *limits
         )
 
     def scatter(
@@ -208,7 +211,7 @@ class Canvas:
         if batch.buffered is not None:
             taken = taken & batch.buffered.is_open
         settled = batch.masked, taken, left, finished
-        store(self._tables(), *batch.kept_blocks, *settled, self.mask_token_id)
+        store(self.kept, *batch.kept_blocks, *settled, self.mask_token_id)
 
 
 def _with_given(blocks: Blocks, given: torch.Tensor, active: torch.Tensor) -> Blocks:

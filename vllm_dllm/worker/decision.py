@@ -22,8 +22,9 @@ class StepDecision:
     done: torch.Tensor
     """[m] bool: decoded positions are stable; False where a rule may still revise
     them."""
-    stability: torch.Tensor
-    """[m] float32: as in `Decision`; nan where the rule does not say."""
+    stability: torch.Tensor | None
+    """[m] float32: as in `Decision`; nan where the rule does not say. None where no
+    request has a buffer."""
     length: torch.Tensor | None
     """[m] int64: lengths of the blocks; None where no step finds any."""
 
@@ -39,13 +40,16 @@ class StepDecision:
 
         moves: whether a rule of the batch may move tokens.
         """
+        stability = None
+        if batch.buffered is not None:
+            stability = torch.full_like(batch.active, torch.nan, dtype=torch.float32)
         return cls(
             write=torch.zeros_like(batch.masked),
             candidate=candidate,
             source=batch.column.repeat(len(batch.slot), 1) if moves else None,
             confidence=confidence,
             done=torch.ones_like(batch.active),
-            stability=torch.full_like(batch.active, torch.nan, dtype=torch.float32),
+            stability=stability,
             length=batch.length.clone() if batch.spans.adapts else None,
         )
 

@@ -12,6 +12,7 @@ from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.decoding.time_grid import time_grid
 from vllm_dllm.params import NUMERIC_FIELDS
 from vllm_dllm.settled import Decoding
+from vllm_dllm.worker.batch_rules import BatchRules, RuleShare
 from vllm_dllm.worker.memory import BlockTable
 from vllm_dllm.worker.slot_flags import SlotFlags
 
@@ -41,9 +42,13 @@ class RuleTables:
         self.memory: dict[str, BlockTable] = {}
         """What rules remember (decoding/base.py), by name; each made when the first
         request wants it, and as wide as the blocks of such requests alone."""
+        self._last: tuple[tuple[bytes, bool], BatchRules] | None = None
+        """The last answer of `of_batch` and what was asked, while no slot has
+        changed."""
 
     def add_request(self, slot: int, decoding: Decoding, block: int) -> None:
         """`block`: length of the request's blocks."""
+        self._last = None
         rule = get_rule(decoding.algorithm)
         for name, value in decoding.parameters.items():
             self.parameters[name][slot] = value
@@ -109,6 +114,26 @@ class RuleTables:
         slot_np: [m] int64, on the CPU.
         """
         return list(dict.fromkeys(self.algorithm[slot_np]))
+
+    def of_batch(
+        self, slot: torch.Tensor, slot_np: np.ndarray, is_busy: bool
+    ) -> BatchRules:
+        """The rules of the blocks of a step.
+
+        Args:
+            slot: [m] int64; slot_np: the same on the CPU.
+            is_busy: whether requests that allow it take the threshold of a busy server.
+        """
+        asked = slot_np.tobytes(), is_busy
+        if self._last is None or self._last[0] != asked:
+            names, shares = self.of(slot_np), []
+            for name in names:
+                rows = self.where(name, slot_np) if len(names) > 1 else None
+                own = slot if rows is None else slot[rows]
+                params = self.parameters_of(name, own, is_busy)
+                shares.append(RuleShare(name, get_rule(name), rows, own, params))
+            self._last = asked, BatchRules(shares, needs_of(names))
+        return self._last[1]
 
     def where(self, name: str, slot_np: np.ndarray) -> torch.Tensor:
         """[k] int64: which of [m] slots have a rule."""

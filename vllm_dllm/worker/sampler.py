@@ -12,9 +12,9 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_dllm.decoding.base import CanvasStep, Moves, reshapes
-from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.report import StepReport
+from vllm_dllm.worker.batch_rules import BatchRules
 from vllm_dllm.worker.bonus import with_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.decision import StepDecision
@@ -163,8 +163,8 @@ class DenoisingSampler:
         """
         spans, mask = batch.spans, self.canvas.mask_token_id
         all_token_ids = self.req_states.all_token_ids.gpu
-        names = self.rules.of(spans.slot_np)
-        needs = needs_of(names)
+        rules = self.rules.of_batch(batch.slot, batch.slot_np, spans.is_busy)
+        needs = rules.needs
         propose = partial(
             self.sampling.propose,
             mask_token_id=mask,
@@ -173,7 +173,7 @@ class DenoisingSampler:
         )
         with (
             without_moves(logits, self.moves),
-            with_bonuses(names, logits, batch, self.rules, mask),
+            with_bonuses(rules.names, logits, batch, self.rules, mask),
         ):
             found = propose(logits, batch)
         still = None
@@ -190,7 +190,7 @@ class DenoisingSampler:
         if reach is not None:
             choice = reach.to_choose_from(canvas_step.candidate)
             canvas_step.masked = canvas_step.masked & choice
-        decision = self._ask_rules(names, canvas_step, batch, another)
+        decision = self._ask_rules(rules, canvas_step, batch, another)
         if reach is not None:
             decision.write = reach.from_the_left(decision.write, decision.candidate)
         write = decision.write
@@ -227,6 +227,7 @@ class DenoisingSampler:
             emission.finished,
         )
         if batch.buffered is not None:
+            assert decision.stability is not None
             self._settle_buffers(batch, decision.stability)
         return emission.tokens, emission.count
 
@@ -336,7 +337,7 @@ class DenoisingSampler:
 
     def _ask_rules(
         self,
-        names: list[str],
+        rules: BatchRules,
         canvas_step: CanvasStep,
         batch: CanvasBatch,
         another: Callable[..., torch.Tensor],
@@ -347,23 +348,21 @@ class DenoisingSampler:
             batch,
             canvas_step.candidate,
             canvas_step.confidence,
-            moves="moves" in needs_of(names),
+            moves="moves" in rules.needs,
         )
-        for name in names:
+        for share in rules.shares:
             rows: torch.Tensor | slice = slice(None)
-            mine, slot = canvas_step, batch.slot
-            if len(names) > 1:
-                index = self.rules.where(name, batch.slot_np)
-                rows, mine, slot = index, canvas_step.take(index), slot[index]
-            mine.params = self.rules.parameters_of(name, slot, batch.spans.is_busy)
-            rule = get_rule(name)
+            name, rule, mine = share.name, share.rule, canvas_step
+            if share.rows is not None:
+                rows, mine = share.rows, canvas_step.take(share.rows)
+            mine.params = share.params
             if rule.memory and not reshapes(rule):
                 width = batch.tokens.shape[1]
-                mine.memory = self.rules.recall(name, slot, mine.step, width)
+                mine.memory = self.rules.recall(name, share.slot, mine.step, width)
             if "moves" in rule.needs:
                 mine.another = partial(another, self.rules.has(name, batch.slot_np))
             decision = rule.decide(mine)
-            self.rules.remember(slot, mine.memory)
+            self.rules.remember(share.slot, mine.memory)
             decided.write[rows] = decision.write
             if decision.tokens is not None:
                 decided.candidate[rows] = decision.tokens
@@ -373,6 +372,7 @@ class DenoisingSampler:
             if decision.done is not None:
                 decided.done[rows] = decision.done
             if decision.stability is not None:
+                assert decided.stability is not None
                 decided.stability[rows] = decision.stability
         return decided
 
