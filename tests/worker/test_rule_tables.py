@@ -1,5 +1,8 @@
 """The rule of every slot, its parameters and its times."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +34,30 @@ def test_parameters_arrive_as_they_were_asked_for() -> None:
     assert found["edit_threshold"].tolist() == [0.25]
     assert found["max_post_steps"].tolist() == [0]
     assert found["threshold"].item() == pytest.approx(0.9)
+
+
+def test_the_rules_of_a_batch_are_those_of_its_requests_now() -> None:
+    """A request would go on by the rule of the one that had its slot before."""
+    tables, slot_np = RuleTables(SLOTS, CPU), np.array([3, 1])
+    slot = torch.from_numpy(slot_np)
+
+    def found(is_busy: bool = False) -> dict[str, list[float]]:
+        shares = tables.of_batch(slot, slot_np, is_busy).shares
+        return {share.name: share.params["threshold"].tolist() for share in shares}
+
+    for place, threshold in ((1, 0.25), (3, 0.5)):
+        tables.add_request(place, decoding("threshold", threshold=threshold), 4)
+    assert found() == found() == {"threshold": [0.5, 0.25]}
+    adaptive = dataclasses.replace(
+        decoding("threshold", threshold=0.75), busy_threshold=0.125
+    )
+    tables.add_request(3, adaptive, 4)
+    assert found() == {"threshold": [0.75, 0.25]}
+    assert found(is_busy=True) == {"threshold": [0.125, 0.25]}
+    tables.add_request(1, decoding("joint_threshold", threshold=0.5), 4)
+    assert found() == {"threshold": [0.75], "joint_threshold": [0.5]}
+    slot_np[:] = slot[:] = 1
+    assert found() == {"joint_threshold": [0.5, 0.5]}
 
 
 def test_what_rules_remember_grows_with_blocks_of_their_own_requests() -> None:

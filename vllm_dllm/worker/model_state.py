@@ -46,6 +46,9 @@ class DenoisingModelState(ModelState):
             device,
         )
         self.is_causal = regime_of(self.slots.config.facts).causal
+        self.attended: tuple[tuple[Any, ...] | None, dict[str, Any]] = None, {}
+        """The metadata of the last step, which the next one takes if its rows are the
+        same, as inside a block."""
         self.embeddings = Embeddings(vllm_config, model, device)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -133,7 +136,11 @@ class DenoisingModelState(ModelState):
             num_tokens = input_batch.num_tokens
         spans = SpanBatch.of(input_batch)
         rows = self.slots.layout.attention_rows(input_batch, num_reqs, spans)
-        return build_attn_metadata(
+        pages = slot_mappings, *block_tables
+        same = None if for_capture or spans is None else rows.same_as(pages)
+        if same is not None and same == self.attended[0]:
+            return self.attended[1]
+        metadata = build_attn_metadata(
             attn_groups=attn_groups,
             num_reqs=rows.num_rows,
             num_tokens=num_tokens,
@@ -148,3 +155,5 @@ class DenoisingModelState(ModelState):
             for_cudagraph_capture=for_capture,
             causal=rows.causal or self.is_causal,
         )
+        self.attended = same, metadata
+        return metadata

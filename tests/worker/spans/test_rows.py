@@ -20,6 +20,28 @@ def test_with_full_attention_a_span_is_one_row() -> None:
     assert torch.equal(rows.block_table(table), table)
 
 
+def test_rows_are_the_same_only_if_all_lengths_are() -> None:
+    """A step would attend to keys as the one before it did: to fewer than there are."""
+    spans, table = [(0, 4), (12, 4)], torch.zeros(2, 8, dtype=torch.int32)
+    batch, ends = a_batch(spans), torch.tensor([4, 16], dtype=torch.int32)
+
+    def same() -> object:
+        return whole_rows(batch, 2, ends).same_as([table])
+
+    first = same()
+    assert first is not None
+    assert same() == first
+    ends[1] = 20
+    assert same() != first
+    ends[1] = 16
+    batch.query_start_loc_np[1] = 3
+    assert same() != first
+    batch.query_start_loc_np[1] = 4
+    assert same() == first
+    assert whole_rows(batch, 2, ends).same_as([table.clone()]) != first
+    assert whole_rows(batch, 2, ends.clone()).same_as([table]) != first
+
+
 def test_a_shifted_table_stays_within_its_own() -> None:
     """An index past a row is the next request's page, or out of bounds."""
     rows = AttentionRows(

@@ -1,6 +1,8 @@
 """Attention of spans on stock backends, in rows of one kind of mask."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +55,20 @@ class AttentionRows:
     @property
     def num_rows(self) -> int:
         return len(self.seq_lens)
+
+    def same_as(self, pages: Sequence[torch.Tensor]) -> tuple[Any, ...] | None:
+        """Equal for steps that one metadata will do for; None where that cannot be
+        said: not every row is a request, whose table the runner keeps, or the lengths
+        are on another device, from which to read them takes longer than to do without.
+
+        pages: tensors of pages that the runner fills in again for each step.
+        """
+        if self.owner is not None or not self.seq_lens.is_cpu:
+            return None
+        filled = self.seq_lens, self.query_start_device, *pages
+        lengths = self.seq_lens.numpy().tobytes(), self.query_start.numpy().tobytes()
+        limits = self.max_query_len, self.max_seq_len, self.causal
+        return *map(torch.Tensor.data_ptr, filled), *lengths, *limits
 
     def block_table(self, table: torch.Tensor) -> torch.Tensor:
         """The block tables of the rows, from those of the requests.
