@@ -5,6 +5,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -19,8 +20,9 @@ from vllm.v1.structured_output.backend_types import (
 )
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
-from vllm_dllm.runs import Run, run_of
+from vllm_dllm.runs import Run
 from vllm_dllm.spelling import forced_spelling
+from vllm_dllm.walk import Walker
 
 CANVAS = 24
 END = "<|end|>"
@@ -89,7 +91,7 @@ def tokenizer() -> Any:
 
 
 def manager_of(backend: type[StructuredOutputBackend], tokenizer: Any) -> Any:
-    """What run_of looks at of vLLM's manager."""
+    """What a walk looks at of vLLM's manager."""
     config = VllmConfig(diffusion_config=DiffusionConfig(canvas_length=CANVAS))
     made = backend(config, tokenizer=tokenizer, vocab_size=len(tokenizer))
     return SimpleNamespace(backend=made, reasoner_cls=None)
@@ -143,10 +145,13 @@ def test_a_run_takes_forced_strings_along(
     manager = manager_of(backend, tokenizer)
     request = request_of(manager, 'city_name": (true|7)[0-9]{2}is_known')
     text, rest = (tokenizer.encode(some) for some in ('city_name": ', "true12is_known"))
-    run = run_of(request, [], CANVAS, manager)
+    run = Walker(manager, CANVAS).run_of(request, [], CANVAS)
     assert run.tokens == (*text,) and run.forced == len(text)
+    allowed = np.unpackbits(run.bits.view(np.uint8), axis=1, bitorder="little")
+    assert [row.nonzero()[0].tolist() for row in allowed[:-1]] == [[t] for t in text]
+    assert len(allowed) == len(text) + 1 and allowed[-1].sum() > 1
     proposed = [0] * len(text) + rest[:3]
-    run = run_of(request, proposed, CANVAS, manager)
+    run = Walker(manager, CANVAS).run_of(request, proposed, CANVAS)
     assert run.tokens == (*text, *rest) and run.forced == len(text)
 
 
@@ -160,5 +165,8 @@ def test_a_wish_about_tokens_is_about_those_of_strings_too(
     written without it."""
     manager = manager_of(XgrammarBackend, tokenizer)
     assert (
-        run_of(request_of(manager, "city_name", **wish), [], CANVAS, manager) == Run()
+        Walker(manager, CANVAS).run_of(
+            request_of(manager, "city_name", **wish), [], CANVAS
+        )
+        == Run()
     )

@@ -24,7 +24,8 @@ from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.runs import PADDING, Runs, attach, run_of, up_to_padding
+from vllm_dllm.runs import PADDING, Runs, attach, sent_with, up_to_padding
+from vllm_dllm.walk import Walker
 
 
 class BlockDiffusionScheduler(Scheduler):
@@ -38,6 +39,7 @@ class BlockDiffusionScheduler(Scheduler):
         self.max_model_len = self.regime.end_of_canvas(
             self.config, self.max_request_len
         )
+        self.walker = Walker(self.structured_output_manager, self.num_spec_tokens)
         self.unplanned_tokens = 0
         self.is_busy = False
         self.ending = StepPlan({})
@@ -133,8 +135,7 @@ class BlockDiffusionScheduler(Scheduler):
                 room = min(planned.canvas, self.num_spec_tokens)
                 drafts[req_id] = [PADDING] * room
                 if progress.decoding.in_runs:
-                    manager = self.structured_output_manager
-                    run = run_of(request, progress.candidates, room, manager)
+                    run = self.walker.run_of(request, progress.candidates, room)
                     runs[req_id] = run
                     drafts[req_id][: len(run.tokens)] = run.tokens
             else:
@@ -146,13 +147,25 @@ class BlockDiffusionScheduler(Scheduler):
     def get_grammar_bitmask(
         self, scheduler_output: SchedulerOutput
     ) -> GrammarOutput | None:
-        # vLLM fills and sends a row of bits for each position that it was told of, and
-        # with a large vocabulary a row is long. One of those behind a run is enough.
         if not scheduler_output.has_structured_output_requests:
             return None
+        # Rows of bits that a walk filled are with the step already. Of the other
+        # requests vLLM fills and sends one for each position that it was told of, and
+        # with a large vocabulary a row is long: one of those behind a run is enough.
+        runs = sent_with(scheduler_output)
         told = scheduler_output.scheduled_spec_decode_tokens
-        cut = {req_id: up_to_padding(tokens) for req_id, tokens in told.items()}
-        asked = replace(scheduler_output, scheduled_spec_decode_tokens=cut)
+        lengths = {
+            req_id: length
+            for req_id, length in scheduler_output.num_scheduled_tokens.items()
+            if req_id not in runs or runs[req_id].bits is None
+        }
+        asked = replace(
+            scheduler_output,
+            num_scheduled_tokens=lengths,
+            scheduled_spec_decode_tokens={
+                req_id: up_to_padding(tokens) for req_id, tokens in told.items()
+            },
+        )
         return super().get_grammar_bitmask(asked)
 
     def update_from_output(

@@ -1,6 +1,7 @@
 """Bits of a grammar, against a plain loop over requests and tokens."""
 
 import random
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from vllm.v1.core.sched.output import GrammarOutput
 
 from tests.worker.blocks import input_batch_of
 from tests.worker.desk import MASK, Desk
+from vllm_dllm.ops import near
 from vllm_dllm.runs import Run
+from vllm_dllm.worker import grammar as of_worker
 from vllm_dllm.worker.grammar import Reach, exclude_ungrammatical, show_forced
 
 BLOCK, VOCAB, SLOTS = 8, 70, 6
@@ -24,15 +27,24 @@ def bits_of(tokens: set[int]) -> list[int]:
     return [word - (1 << 32) if word >> 31 else word for word in words]
 
 
-@pytest.mark.parametrize("whole_blocks", [False, True])
-@pytest.mark.parametrize("seed", range(10))
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch do what numpy does for tensors in the host's memory."""
+    for module in (near, of_worker):
+        monkeypatch.setattr(module, "near", lambda tensor: tensor)
+        monkeypatch.setattr(module, "brought", lambda array, _: torch.tensor(array))
+
+
+@pytest.mark.parametrize(("whole_blocks", "on_device"), [(False, False), (True, True)])
+@pytest.mark.parametrize("seed", range(20))
 def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
-    whole_blocks: bool, seed: int
+    whole_blocks: bool, on_device: bool, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU rows are those of whole blocks, on CPU those of masks; a request in the
     middle of its prompt has none, and vLLM sends a row of bits for it all the same. A
-    run has one more than it has tokens, if there is room. Of a forced text one spelling
-    is allowed. In free text the first row holds for all."""
+    run has one more than it has tokens, if there is room; a walk sent them with it, or
+    vLLM. In free text the first row holds for all."""
+    if on_device:
+        as_on_a_device(monkeypatch)
     rng = random.Random(seed)
     desk = Desk("block-causal", SLOTS, BLOCK)
     desk.slots.canvas.whole_blocks = whole_blocks
@@ -50,29 +62,34 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
 
     req_ids = input_batch.req_ids
     with_grammar = rng.sample(range(5), 3)
-    bits: list[list[int]] = []
+    sent_by_vllm: dict[str, list[list[int]]] = {}
     allowed: dict[tuple[int, int], set[int]] = {}
     runs = spans.runs = [Run() for _ in known]
     for index in with_grammar:
         room, first = int(num_drafts[index]), known[index] % BLOCK
-        count = rng.randint(0, min(room, 4))
-        spelled = frozenset(rng.sample(range(count), count // 2))
-        runs[index] = Run((7, 8, 9, 65)[:count], spelled=spelled)
-        if is_free := rng.random() < 0.4:
-            runs[index] = Run(free=np.packbits(FREE, bitorder="little"))
+        tokens = (7, 8, 9, 65)[: rng.randint(0, min(room, 4))]
+        is_free = rng.random() < 0.4
+        bits = []
         for ahead in range(max(1, room)):
             some = set(rng.sample(range(VOCAB), rng.choice([1, 9]))) - {MASK}
-            if ahead <= len(runs[index].tokens):
+            if ahead <= len(tokens) and not (is_free and ahead):
                 bits.append(bits_of(some))
-            if room and is_free:
-                allowed[index, first + ahead] = allowed.get((index, first), some)
-            elif room and ahead in runs[index].spelled:
-                allowed[index, first + ahead] = {runs[index].tokens[ahead]}
-            elif room and ahead <= len(runs[index].tokens):
-                allowed[index, first + ahead] = some
-    grammar = GrammarOutput(
-        [req_ids[index] for index in with_grammar], np.array(bits, dtype=np.int32), None
-    )
+                if room:
+                    allowed[index, first + ahead] = some
+            elif is_free:
+                allowed[index, first + ahead] = allowed[index, first]
+        if is_free:
+            runs[index] = Run(free=np.packbits(FREE, bitorder="little"))
+        elif walks := room and rng.random() < 0.7:
+            runs[index] = Run(tokens, bits=np.array(bits, dtype=np.int32))
+        else:
+            runs[index] = Run(tokens)
+        if is_free or not walks:
+            sent_by_vllm[req_ids[index]] = bits
+    grammar = None
+    if sent_by_vllm:
+        words = np.array([*chain(*sent_by_vllm.values())], dtype=np.int32)
+        grammar = GrammarOutput([*sent_by_vllm], words, None)
 
     rows = list(zip(*(part.tolist() for part in batch.cell), strict=True))
     logits = torch.randn(len(rows), VOCAB)
@@ -87,7 +104,8 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     if reach is None:
         assert not allowed
         return
-    assert set(map(tuple, reach.has_bits.nonzero().tolist())) == allowed.keys()
+    has_bits = torch.as_tensor(reach.has_bits)
+    assert set(map(tuple, has_bits.nonzero().tolist())) == allowed.keys()
     for (index, column), some in allowed.items():
         ahead = column - known[index] % BLOCK
         assert reach.follows[index] and reach.forced[index, column] == (len(some) == 1)
@@ -100,8 +118,11 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
             assert int(reach.assumed[index, column]) == assumed[ahead]
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_a_run_is_written_as_far_as_it_holds(seed: int) -> None:
+def test_a_run_is_written_as_far_as_it_holds(
+    seed: int, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A token whose bits were for another one before it, or behind a gap, breaks the
     grammar; if nothing is written, the request never ends."""
     rng, width = random.Random(seed), 7
@@ -116,7 +137,11 @@ def test_a_run_is_written_as_far_as_it_holds(seed: int) -> None:
         has_bits[row, column : column + count * follows[row]] = True
     forced = has_bits & (torch.rand(shape) < 0.4)
     free = torch.rand(len(follows), 3) < 0.5 if seed % 2 else None
-    reach = Reach(torch.tensor(follows).unsqueeze(1), has_bits, forced, assumed, free)
+    if on_device:
+        as_on_a_device(monkeypatch)
+    grids = torch.tensor(follows).unsqueeze(1), has_bits, forced, assumed
+    known = None if free is None else of_worker.near(free)
+    reach = Reach(*map(of_worker.near, grids), known)
     choice = reach.to_choose_from(candidate)
     wanted = torch.rand(shape) < 0.5
     write = reach.from_the_left(wanted & choice, candidate)

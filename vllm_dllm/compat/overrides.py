@@ -31,7 +31,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         "vllm.v1.core.kv_cache_manager:KVCacheManager.estimate_cached_tokens",
         "vllm.v1.spec_decode.metrics:SpecDecodingStats",
     ),
-    "vllm_dllm.runs": (
+    "vllm_dllm.walk": (
         f"{_GRAMMARS}:StructuredOutputManager.validate_tokens",
         f"{_GRAMMARS}.backend_guidance:GuidanceGrammar.accept_tokens",
         f"{_GRAMMARS}.backend_guidance:GuidanceGrammar.fill_bitmask",

@@ -1,20 +1,21 @@
 """Structured output: what a grammar allows, and how much of an answer a step may write.
 
-vLLM keeps the grammars in the engine's process, moves them along the tokens that were
-handed out, and sends what may follow: bits for the next position, and for those behind
-it that the assumptions of a run reach (runs.py). Answers are written from left to
-right: each position by the bits of what was assumed before it, if that is what came.
+The engine's process keeps the grammars, moves them along the tokens that were handed
+out, and sends what may follow: bits for the next position, and for those behind it that
+the assumptions of a run reach (runs.py). Answers are written from left to right: each
+position by the bits of what was assumed before it, if that is what came.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.sched.output import GrammarOutput
 
-from vllm_dllm.runs import Run
+from vllm_dllm.ops.near import Array, brought, near, picked, searchsorted, unpacked
+from vllm_dllm.runs import PADDING, Run
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.spans.batch import SpanBatch
 
@@ -23,17 +24,22 @@ from vllm_dllm.worker.spans.batch import SpanBatch
 class Reach:
     """What the requests with a grammar may be written in a step."""
 
-    follows: torch.Tensor
+    follows: Array
     """[m, 1] bool: blocks of requests with a grammar."""
-    has_bits: torch.Tensor
+    has_bits: Array
     """[m, width] bool: positions that bits were sent for, the first mask and those
     right of it."""
-    forced: torch.Tensor
+    forced: Array
     """[m, width] bool: of these, the ones that have one token allowed."""
-    assumed: torch.Tensor
+    assumed: Array
     """[m, width] int64: the tokens for which the bits of later positions hold."""
-    free: torch.Tensor | None = None
+    free: Array | None = None
     """[m, vocab] bool: others for which they hold; None if no text is free."""
+
+    @property
+    def is_forced(self) -> torch.Tensor:
+        """`forced`."""
+        return torch.as_tensor(self.forced)
 
     def to_choose_from(self, candidate: torch.Tensor) -> torch.Tensor:
         """[m, width] bool: what a rule may be asked about. Forced tokens are no choice.
@@ -41,7 +47,8 @@ class Reach:
         Args:
             candidate: [m, width] int64.
         """
-        return ~self.follows | (self._reached(candidate) & ~self.forced)
+        reached = self._reached(near(candidate))
+        return torch.as_tensor(~self.follows | (reached & ~self.forced))
 
     def from_the_left(
         self, write: torch.Tensor, candidate: torch.Tensor
@@ -52,26 +59,50 @@ class Reach:
         Args:
             write: [m, width] bool, the rule's answer; candidate: [m, width] int64.
         """
-        reached = self._reached(candidate)
+        wanted, reached = near(write), self._reached(near(candidate))
         chosen = reached & ~self.forced
-        first = chosen & (chosen.cumsum(dim=1) == 1)
-        alone = (first & ~write).any(dim=1, keepdim=True)
-        gap = chosen & ~first & (alone | ~write)
-        return torch.where(self.follows, reached & (gap.cumsum(dim=1) == 0), write)
+        first = chosen & (chosen.cumsum(1) == 1)
+        alone = (first & ~wanted).any(1)[:, None]
+        gap = chosen & ~first & (alone | ~wanted)
+        taken = reached & (gap.cumsum(1) == 0)
+        return torch.as_tensor((self.follows & taken) | (~self.follows & wanted))
 
-    def _reached(self, candidate: torch.Tensor) -> torch.Tensor:
+    def _reached(self, candidate: Array) -> Array:
         """[m, width] bool: positions whose bits hold, if all before them are written:
         those have their candidates as assumed."""
         other = self.has_bits & (candidate != self.assumed)
         if self.free is not None:
-            other &= ~self.free.gather(1, candidate)
-        return self.has_bits & (other.cumsum(dim=1) - other.long() == 0)
+            other &= ~picked(self.free, candidate)
+        return self.has_bits & (other.cumsum(1) <= other)
+
+
+@dataclass
+class Bits:
+    """The rows of bits that were sent for a step; a list of each has one for a row."""
+
+    words: list[np.ndarray] = field(default_factory=list)
+    """[rows, words] int32 each."""
+    request: list[int] = field(default_factory=list)
+    """Index in the batch."""
+    ahead: list[int] = field(default_factory=list)
+    """Positions from the first mask on."""
+    assumed: list[int] = field(default_factory=list)
+    """The token of the run there."""
+
+    def add(self, request: int, words: np.ndarray, tokens: Sequence[int]) -> None:
+        """Add the rows of a request, whose run may end before the last of them."""
+        count = len(words)
+        self.words.append(words)
+        self.request += [request] * count
+        self.ahead += range(count)
+        self.assumed += tokens[:count]
+        self.assumed += [PADDING] * (count - len(tokens))
 
 
 def exclude_ungrammatical(
     logits: torch.Tensor,
     batch: CanvasBatch,
-    grammar: GrammarOutput,
+    grammar: GrammarOutput | None,
     req_ids: list[str],
     num_drafts: np.ndarray,
 ) -> Reach | None:
@@ -82,6 +113,7 @@ def exclude_ungrammatical(
 
     Args:
         logits: [rows, vocab], those of `batch.cell`; changed in place.
+        grammar: the bits that vLLM sent, if it sent any.
         req_ids: of the batch.
         num_drafts: [num_reqs], on the CPU: positions of the canvas that vLLM was told
             of.
@@ -89,83 +121,70 @@ def exclude_ungrammatical(
     Returns:
         What may be written; None if no request with a grammar has a canvas.
     """
-    index_of = {req_id: index for index, req_id in enumerate(req_ids)}
-    ids = grammar.structured_output_request_ids
-    index = np.array([index_of[req_id] for req_id in ids])
-    runs = batch.spans.runs or [Run()] * len(req_ids)
-    lengths = np.array([len(runs[i].tokens) for i in index.tolist()])
-    sent = _rows_of_bits(grammar, num_drafts[index], lengths)
-    is_free = np.array([runs[i].free is not None for i in index.tolist()])
-    assumed = [
-        [*runs[i].tokens, *[-1] * (num_drafts[i] if alike else 1)][: num_drafts[i]]
-        for i, alike in zip(index.tolist(), is_free.tolist(), strict=True)
-    ]
-    count = np.array([len(tokens) for tokens in assumed])
-    if not count.any():
+    runs, sent = batch.spans.runs or [Run()] * len(req_ids), Bits()
+    for index, run in enumerate(runs):
+        if run.bits is not None:
+            sent.add(index, run.bits, run.tokens)
+    if grammar is not None:
+        _add_those_of_vllm(sent, grammar, req_ids, runs, num_drafts.tolist())
+    if not sent.words:
         return None
-    offset = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-    places = np.repeat(sent.cumsum() - sent, count)
-    places += np.where(np.repeat(is_free, count), 0, offset)
-    of_rows = np.stack([np.repeat(index, count), offset, np.concatenate(assumed)])
-    of_rows = of_rows.astype(np.int64)
-    device, vocab = logits.device, logits.shape[1]
-    words = grammar.grammar_bitmask[places]
-    begins = (count.cumsum() - count).tolist()
-    spelled = [
-        begin + ahead
-        for i, begin in zip(index.tolist(), begins, strict=True)
-        for ahead in runs[i].spelled
-    ]
-    if spelled:
-        _allow_one(words, spelled, of_rows[2])
-    bits = async_tensor_h2d(words, device)
-    bit = torch.arange(32, dtype=torch.int32, device=device)
-    allowed = (bits.unsqueeze(2) >> bit & 1).bool().flatten(1)[:, :vocab]
-    request, ahead, token = async_tensor_h2d(of_rows, device)
-    rows = batch.spans.rows
-    block = request if rows is None else rows.begin[request]
-    cell = block, batch.first[block] + ahead
-    row = _rows_of(batch, *cell)
-    logits[row] = logits[row].masked_fill(~allowed, float("-inf"))
-    nowhere = torch.zeros_like(batch.masked)
-    return Reach(
-        follows=nowhere[:, :1].index_fill(0, block, True),
-        has_bits=nowhere.index_put(cell, torch.ones_like(block, dtype=torch.bool)),
-        forced=nowhere.index_put(cell, allowed.sum(dim=1) == 1),
-        assumed=torch.zeros_like(batch.tokens).index_put(cell, token),
-        free=_free_tokens(runs, batch, vocab),
-    )
+    device, vocab, rows = logits.device, logits.shape[1], batch.spans.rows
+    words = np.concatenate(sent.words)
+    of_rows = np.array([sent.request, sent.ahead, sent.assumed])
+    request, ahead, token = brought(of_rows, device)
+    is_forced = brought(np.bitwise_count(words).sum(axis=1) == 1, device)
+    block = request if rows is None else near(rows.begin)[request]
+    cell = block, near(batch.first)[block] + ahead
+    row = torch.as_tensor(_rows_of(batch, *cell))
+    banned = torch.as_tensor(unpacked(~words, vocab, device))
+    logits[row] = logits[row].masked_fill(banned, float("-inf"))
+    has_bits, forced = (near(torch.zeros_like(batch.masked)) for _ in range(2))
+    assumed = near(torch.zeros_like(batch.tokens))
+    has_bits[cell], forced[cell], assumed[cell] = True, is_forced, token
+    free = _free_tokens(runs, batch, vocab)
+    return Reach(has_bits.any(1)[:, None], has_bits, forced, assumed, free)
 
 
-def _allow_one(
-    words: npt.NDArray[np.int32], where: list[int], token: npt.NDArray[np.int64]
+def _add_those_of_vllm(
+    sent: Bits,
+    grammar: GrammarOutput,
+    req_ids: list[str],
+    runs: list[Run],
+    num_drafts: list[int],
 ) -> None:
-    """Let some rows of bits allow one token each.
+    """The first row of a request is that of its next token.
 
-    Args:
-        words: [rows, vocab / 32], changed in place.
-        where: which of the rows; token: [rows].
+    There is one for each position of its run and one more, as far as there is a canvas;
+    one for a request without any; from vLLM 0.33 on, as many for each as there can be.
+    Of free text the first one holds for all positions.
     """
-    only = token[where]
-    words[where] = 0
-    bit = (1 << only % 32).astype(np.uint32)
-    words[where, only // 32] = bit.view(np.int32)
+    bits, begin = grammar.grammar_bitmask, 0
+    index_of = {req_id: index for index, req_id in enumerate(req_ids)}
+    of_grammar = [index_of[req_id] for req_id in grammar.structured_output_request_ids]
+    told = [min(len(runs[i].tokens) + 1, num_drafts[i]) for i in of_grammar]
+    sizes = [max(1, count) for count in told]
+    if sum(sizes) != len(bits):
+        sizes = [len(bits) // len(sizes)] * len(sizes)
+    for index, count, size in zip(of_grammar, told, sizes, strict=True):
+        words = bits[begin : begin + count]
+        if runs[index].free is not None:
+            words = words.repeat(num_drafts[index], axis=0)
+        if count:
+            sent.add(index, words, runs[index].tokens)
+        begin += size
 
 
-def _free_tokens(
-    runs: list[Run], batch: CanvasBatch, vocab: int
-) -> torch.Tensor | None:
+def _free_tokens(runs: list[Run], batch: CanvasBatch, vocab: int) -> Array | None:
     """`Reach.free`."""
     found = [(i, run.free) for i, run in enumerate(runs) if run.free is not None]
     if not found:
         return None
     device, rows = batch.tokens.device, batch.spans.rows
-    request = async_tensor_h2d(np.array([i for i, _ in found]), device)
-    bits = async_tensor_h2d(np.stack([bits for _, bits in found]), device)
-    bit = torch.arange(8, dtype=torch.uint8, device=device)
-    some = (bits.unsqueeze(2) >> bit & 1).bool().flatten(1)[:, :vocab]
-    free = some.new_zeros(len(batch.slot), vocab)
-    free[request if rows is None else rows.begin[request], : some.shape[1]] = some
+    request = brought(np.array([i for i, _ in found]), device)
+    some = unpacked(np.stack([bits for _, bits in found]), vocab, device)
+    free = near(batch.masked.new_zeros(len(batch.slot), vocab))
+    free[request if rows is None else near(rows.begin)[request]] = some
     return free
 
 
@@ -179,9 +198,10 @@ def show_forced(spans: SpanBatch, all_token_ids: torch.Tensor) -> None:
         all_token_ids: [num_slots, max_len], known tokens of all slots; what lies right
             of them is written.
     """
-    forced = np.array([run.forced for run in spans.runs or []])
-    if not forced.any():
+    lengths = [run.forced for run in spans.runs or []]
+    if not any(lengths):
         return
+    forced = np.array(lengths)
     request = np.repeat(np.arange(len(forced)), forced)
     offset = np.arange(forced.sum()) - np.repeat(forced.cumsum() - forced, forced)
     tokens = [token for run in spans.runs or [] for token in run.tokens[: run.forced]]
@@ -194,27 +214,7 @@ def show_forced(spans: SpanBatch, all_token_ids: torch.Tensor) -> None:
     spans.shown = spans.shown + shown * shows
 
 
-def _rows_of_bits(
-    grammar: GrammarOutput, num_drafts: np.ndarray, lengths: np.ndarray
-) -> np.ndarray:
-    """[requests with a grammar] int: how many rows of bits each has been sent; the
-    first is that of its next token.
-
-    One for each position of its run and one more, as far as there is a canvas; one for
-    a request without any; from vLLM 0.33 on, as many for each as there can be.
-
-    Args:
-        lengths: of the runs.
-    """
-    rows = np.maximum(np.minimum(num_drafts, lengths + 1), 1)
-    if rows.sum() != len(grammar.grammar_bitmask):
-        rows[:] = len(grammar.grammar_bitmask) // len(rows)
-    return rows
-
-
-def _rows_of(
-    batch: CanvasBatch, block: torch.Tensor, column: torch.Tensor
-) -> torch.Tensor:
+def _rows_of(batch: CanvasBatch, block: Array, column: Array) -> Array:
     """[m] int64: the rows of logits of some masks of canvases that are nothing else.
 
     These have a row in every step: with shifted logits, a refresh decides the first
@@ -224,5 +224,5 @@ def _rows_of(
         block, column: [m] int64, index into the batch's blocks.
     """
     width = batch.tokens.shape[1]
-    of_rows, columns = batch.cell  # in the order of positions
-    return torch.searchsorted(of_rows * width + columns, block * width + column)
+    of_rows, columns = map(near, batch.cell)  # in the order of positions
+    return searchsorted(of_rows * width + columns, block * width + column)

@@ -108,7 +108,7 @@ class DenoisingSampler:
         Args:
             logits: [rows, vocab], of the rows that `gather` named.
             grammar: what may follow the known tokens of requests with structured
-                output, if there are any.
+                output of which the step itself does not say it (runs.py).
 
         Returns:
             Tokens that became known, [num_reqs, width] left-aligned, their number, and
@@ -119,7 +119,7 @@ class DenoisingSampler:
             request = batch.request[guided]
             logits = batch.spans.branches.guide(logits, guided, request)
         reach = None
-        if grammar is not None:
+        if grammar is not None or batch.spans.runs is not None:
             num_drafts = input_batch.num_draft_tokens_per_req
             reach = exclude_ungrammatical(
                 logits, batch, grammar, input_batch.req_ids, num_drafts
@@ -139,7 +139,7 @@ class DenoisingSampler:
             changed=decision.changed,
             candidate=decision.candidate,
             count=count,
-            forced=None if reach is None else decision.write & reach.forced,
+            forced=None if reach is None else decision.write & reach.is_forced,
             opened=self.buffers.opened,
         )
         self._make_report = partial(self.telling.report, outcome)

@@ -1,6 +1,7 @@
 """Telling: what requests that asked for it are told of a step, besides tokens."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -76,6 +77,11 @@ class Telling:
         told = self.traced | self.watched | self.whole | self.in_runs
         if told.isdisjoint(slots):
             return report
+        if not self.in_runs.isdisjoint(slots):
+            report.candidates = self._candidates(step)
+        told = self.traced | self.watched | self.whole
+        if told.isdisjoint(slots):
+            return report
         for index, (req_id, slot) in enumerate(zip(step.req_ids, slots, strict=True)):
             if slot not in told:
                 continue
@@ -84,9 +90,6 @@ class Telling:
             if slot in self.traced:
                 decided_at = canvas(index, batch.decided_at)[:count]
                 report.trajectories[req_id] = decided_at.tolist()
-            if slot in self.in_runs and batch.active[front]:
-                candidates = canvas(index, step.candidate)[count:]
-                report.candidates[req_id] = candidates.tolist()
             if slot in self.whole and batch.active[front]:
                 tokens = batch.tokens.masked_fill(batch.masked, -1)
                 steps = batch.decided_at.masked_fill(batch.masked, -1)
@@ -114,3 +117,18 @@ class Telling:
                     block_ends=shown.tolist(),
                 )
         return report
+
+    def _candidates(self, step: Outcome) -> dict[str, list[int]]:
+        """What was proposed for the canvases that are decoded in runs, but for what was
+        handed out."""
+        batch = step.batch
+        counts, active = step.count.tolist(), batch.active.tolist()
+        first, length = batch.first.tolist(), batch.length.tolist()
+        candidate = step.candidate.tolist()
+        found = {}
+        for index, slot in enumerate(batch.spans.slot_np.tolist()):
+            blocks = batch.blocks_of(index)
+            if slot in self.in_runs and active[blocks.start]:
+                parts = (candidate[one][first[one] : length[one]] for one in blocks)
+                found[step.req_ids[index]] = [*chain(*parts)][counts[index] :]
+        return found

@@ -1,4 +1,4 @@
-"""Runs: what is assumed of a structured answer, with the grammars of real backends."""
+"""Walks: what is assumed of a structured answer, with the grammars of real backends."""
 
 import json
 import random
@@ -22,7 +22,8 @@ from vllm.v1.structured_output.backend_types import (
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
 from tests.specs import MODELS
-from vllm_dllm.runs import Run, run_of
+from vllm_dllm.runs import Run
+from vllm_dllm.walk import Walker
 
 CANVAS = 12
 END = 1
@@ -30,7 +31,7 @@ LETTERS = "abcdefgh"
 
 
 def manager_of(backend: type[StructuredOutputBackend]) -> Any:
-    """What run_of looks at of vLLM's manager."""
+    """What a walk looks at of vLLM's manager."""
     config = VllmConfig(diffusion_config=DiffusionConfig(canvas_length=CANVAS))
     tokenizer = get_tokenizer(str(MODELS / "tiny-llada2"))
     made = backend(config, tokenizer=tokenizer, vocab_size=len(tokenizer))
@@ -60,11 +61,24 @@ def ids_of(manager: Any, letters: Iterable[str]) -> list[int]:
     return [manager.backend.tokenizer.convert_tokens_to_ids(one) for one in letters]
 
 
+def bits_along(
+    manager: Any, request: Request, tokens: tuple[int, ...]
+) -> list[list[int]]:
+    """What a grammar allows behind none, one, ... and all of some tokens."""
+    grammar, found = request.structured_output_request.grammar, []
+    for token in [*tokens, None]:
+        bits = manager.backend.allocate_token_bitmask(1)
+        grammar.fill_bitmask(bits, 0)
+        found.append(bits[0].tolist())
+        assert token is None or grammar.accept_tokens("r", [token])
+    grammar.rollback(len(tokens))
+    return found
+
+
 @pytest.mark.parametrize("seed", range(15))
 def test_it_is_what_is_forced_and_what_was_proposed(manager: Any, seed: int) -> None:
-    """vLLM's walk stops at a token that the grammar does not allow, with an error in
-    the log; a run that stops early costs forwards; one of a changed grammar ends the
-    request."""
+    """Bits of another place would break the grammar; a run that stops early costs
+    forwards; one of a changed grammar ends the request."""
     rng = random.Random(seed)
     words = [rng.sample(LETTERS, rng.choice([1, 1, 2, 3])) for _ in range(9)]
     request = request_of(manager, "".join(f"({'|'.join(some)})" for some in words))
@@ -82,19 +96,24 @@ def test_it_is_what_is_forced_and_what_was_proposed(manager: Any, seed: int) -> 
             break
         forced += only and forced == ahead
         expected += some[0] if only else proposed[ahead]
-    run = Run(tuple(ids_of(manager, expected)), forced)
+    run, walker = Run(tuple(ids_of(manager, expected)), forced), Walker(manager, CANVAS)
     for _ in range(2):
-        assert run_of(request, ids_of(manager, proposed), room, manager) == run
+        found = walker.run_of(request, ids_of(manager, proposed), room)
+        assert found == run
+        assert found.bits.tolist() == bits_along(manager, request, run.tokens)[:room]
     rest = "".join(some[-1] for some in words[begin:])
     assert grammar.accept_tokens("r", [*ids_of(manager, rest), END])
-    assert run_of(request, ids_of(manager, proposed), room, manager) == Run()
+    assert (
+        Walker(manager, CANVAS).run_of(request, ids_of(manager, proposed), room)
+        == Run()
+    )
 
 
 def test_it_ends_with_the_answer(manager: Any) -> None:
     """What lies behind it is never handed out, and may lie behind all tables."""
     request = request_of(manager, "a{20}")
     request.max_tokens = 4
-    assert run_of(request, [], CANVAS, manager) == Run(
+    assert Walker(manager, CANVAS).run_of(request, [], CANVAS) == Run(
         tuple(ids_of(manager, "aaaa")), 4
     )
 
@@ -126,7 +145,7 @@ def test_text_is_free_until_a_call_may_begin() -> None:
     bits = manager.backend.allocate_token_bitmask(1)
     grammar.fill_bitmask(bits, 0)
     begin = bits.tolist()
-    packed = run_of(request, [], CANVAS, manager).free
+    packed = Walker(manager, CANVAS).run_of(request, [], CANVAS).free
     assert packed is not None
     free = np.unpackbits(packed, bitorder="little")[: manager.backend.vocab_size]
     texts = [manager.backend.tokenizer.decode([token]) for token in range(len(free))]
@@ -138,9 +157,9 @@ def test_text_is_free_until_a_call_may_begin() -> None:
             assert bits.tolist() == begin
     assert free.sum() > len(free) / 2
     request.append_output_token_ids(ids_of(manager, "ab"))
-    assert run_of(request, [], CANVAS, manager).free is not None
+    assert Walker(manager, CANVAS).run_of(request, [], CANVAS).free is not None
     request.append_output_token_ids(ids_of(manager, "<"))
-    assert run_of(request, [], CANVAS, manager).free is None
+    assert Walker(manager, CANVAS).run_of(request, [], CANVAS).free is None
 
 
 def allowed_of(bits: Any) -> list[int]:
@@ -152,11 +171,13 @@ def test_bad_words_take_one_token_a_step(manager: Any) -> None:
     where the grammar does not allow it."""
     request = request_of(manager, "aaa")
     request.sampling_params._bad_words_token_ids = [ids_of(manager, "ab")]
-    assert run_of(request, [], CANVAS, manager) == Run()
+    assert Walker(manager, CANVAS).run_of(request, [], CANVAS) == Run()
 
 
 def test_a_grammar_that_takes_back_no_token_has_no_run() -> None:
-    """vLLM's walk would end the engine, or leave the grammar somewhere else."""
+    """A walk would end the engine, or leave the grammar somewhere else."""
     manager = manager_of(OutlinesBackend)
     request = request_of(manager, "aaa")
-    assert run_of(request, ids_of(manager, "aaa"), CANVAS, manager) == Run()
+    assert (
+        Walker(manager, CANVAS).run_of(request, ids_of(manager, "aaa"), CANVAS) == Run()
+    )
