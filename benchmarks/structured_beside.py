@@ -31,6 +31,14 @@ SCHEMA = {
 }
 MESSAGES = [{"role": "user", "content": "Copy: 12, 34, 56"}]
 ONE_A_STEP = {"dllm_algorithm": "low_confidence"}
+FROM_THE_LEFT = {"dllm_algorithm": "sequential"}
+KINDS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("one token a step", ONE_A_STEP, ONE_A_STEP),
+    ("the same, free ones from the left", ONE_A_STEP, FROM_THE_LEFT),
+    ("default", {}, {}),
+]
+"""Fields of requests with a grammar, and of free ones. These hand tokens out when all
+before them are there; those with a grammar do so in every step."""
 
 
 def free(length: int, fields: dict[str, Any]) -> SamplingParams:
@@ -85,14 +93,14 @@ def main() -> None:
         distributed_executor_backend="uni",
         structured_outputs_config={"backend": "xgrammar"},
     )
-    for name, fields in (("one token a step", ONE_A_STEP), ("default", {})):
+    for name, fields, of_free in KINDS:
         grammar = SamplingParams(
             temperature=0,
             max_tokens=240,
             extra_args=fields,
             structured_outputs=StructuredOutputsParams(json=SCHEMA),
         )
-        kinds = grammar, free(180, fields)
+        kinds = grammar, free(180, of_free)
         first = free(120, ONE_A_STEP)
         pairs = [
             [milliseconds_per_step(llm, first, kind, args.beside) for kind in kinds]

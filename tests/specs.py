@@ -263,6 +263,19 @@ SERVERS = {
     "diffullama": EngineSpec("diffullama-pub0", options=DIFFULLAMA, on_demand=True),
     "adablock-llada": EngineSpec("adablock-llada-pub0", on_demand=True),
     "adablock-dream": EngineSpec("adablock-dream-pub0", on_demand=True),
+    **{
+        f"tiny-llada2-{backend}": EngineSpec(
+            str(MODELS / "tiny-llada2"),
+            32,
+            {
+                "structured_outputs_config": {"backend": backend},
+                "enable_auto_tool_choice": True,
+                "tool_call_parser": "hermes",
+            },
+            on_demand=True,
+        )
+        for backend in ("outlines", "lm-format-enforcer")
+    },
     # The page, the examples and the docs are about this one.
     "tiny-llada2": EngineSpec(
         str(MODELS / "tiny-llada2"),

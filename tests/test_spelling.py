@@ -170,3 +170,18 @@ def test_a_wish_about_tokens_is_about_those_of_strings_too(
         )
         == Run()
     )
+
+
+def test_a_tokenizer_that_fails_forces_no_spelling(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exception would end the engine, with all requests."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("no such text")
+
+    manager = manager_of(XgrammarBackend, tokenizer)
+    request = request_of(manager, "is_known total")
+    monkeypatch.setattr(tokenizer, "encode", fail)
+    run = Walker(manager, CANVAS).run_of(request, [], CANVAS)
+    assert run == Run() and run.bits is not None and len(run.bits) == 1

@@ -1,5 +1,6 @@
 """The texts of a tokenizer's tokens, as grammars read them."""
 
+import logging
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from xgrammar import TokenizerInfo
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,13 @@ def spelled(vocabulary: Vocabulary, before: int, text: str) -> tuple[int, ...]:
 
 
 def _encoded(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    """The tokenizer's own; none where it fails. It may be anybody's code, and an
+    exception here would end the engine."""
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    except Exception:
+        logger.exception("The tokenizer does not encode %r.", text)
+        return []
     return ids
 
 

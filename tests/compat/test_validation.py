@@ -45,3 +45,21 @@ def test_tools_that_guidance_cannot_enforce_are_refused_in_words() -> None:
         SamplingParams(structured_outputs=grammar)._validate_structured_outputs(
             model_config, StructuredOutputsConfig(backend="guidance"), tokenizer
         )
+
+
+@pytest.mark.parametrize("backend", ["outlines", "xgrammar"])
+def test_a_kind_of_grammar_that_a_backend_does_not_know_is_refused(
+    backend: str,
+) -> None:
+    """vLLM 0.32 would find out in the engine, and answer with a 500."""
+    plugin.register()
+    tokenizer = get_tokenizer(str(MODELS / "tiny-llada2"))
+    form = {"type": "regex", "pattern": "a|b"}
+    tag = json.dumps({"type": "structural_tag", "format": form})
+    grammar = StructuredOutputsParams(structural_tag=tag)
+    model_config: Any = SimpleNamespace(architectures=["LLaDA2MoeModelLM"])
+    refused = pytest.raises(VLLMValidationError, match=r"(?i)structural_tag.*outlines")
+    with refused if backend == "outlines" else nullcontext():
+        SamplingParams(structured_outputs=grammar)._validate_structured_outputs(
+            model_config, StructuredOutputsConfig(backend=backend), tokenizer
+        )

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 NO_CALLS = (
-    "; 'guidance' reads no structural tag with a format, which vLLM makes of tools "
-    "that are required or strict: a server with 'xgrammar' does"
+    "; {!r} reads no structural tag with a format, which vLLM makes of tools that are "
+    "required or strict: a server with 'xgrammar' does"
 )
 
 
@@ -62,15 +62,20 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
         vars(model_config)["is_diffusion"] = False  # a cached property
         try:
             function(self, model_config, *args)
+            if is_tag and grammar._backend in ("outlines", "lm-format-enforcer"):
+                # vLLM 0.32 finds out in the engine.
+                raise VLLMValidationError("structural_tag is not supported")
         except VLLMValidationError as error:
             given = {
                 name: value
                 for name, value in vars(grammar).items()
                 if value and not name.startswith("_")
             }
+            backend = grammar._backend
+            calls = is_tag and backend not in ("xgrammar", "auto")
             raise VLLMValidationError(
                 f"structured_outputs={quoted(given)} cannot be followed: {error}"
-                + (NO_CALLS if grammar._backend == "guidance" and is_tag else ""),
+                + (NO_CALLS.format(backend) if calls else ""),
                 parameter="structured_outputs",
             ) from None
         if broken := broken_backend(grammar._backend):
