@@ -76,5 +76,5 @@ def test_lm_format_enforcer_is_refused_where_it_does_not_load(server: Server) ->
     """The engine would end with the first grammar, and with it all requests."""
     answer = ask(server, structured_outputs={"regex": "ok"})
     assert answer.status_code == 400 and "lm-format-enforcer" in answer.text
-    assert text_of(ask(server))
+    assert ask(server).status_code == 200
     assert not server.held()
