@@ -11,6 +11,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
 )
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.exception_handling.error_response import (
     create_error_response,
 )
@@ -19,6 +20,7 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_dllm import plugin
 from vllm_dllm.config import DllmConfig, Facts
+from vllm_dllm.serving.generate import GenerateRequest
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,6 +73,23 @@ def test_a_requests_fields_reach_its_sampling_params(
     params = to_params(request_of(steps=4, threshold=0.5, vllm_xargs={"other": 1}))
     assert params.extra_args == {"other": 1, "dllm_steps": 4, "dllm_threshold": 0.5}
     assert params.temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chat(reasoning_effort="low"),
+        completion(reasoning_effort="low"),
+        GenerateRequest(prompt="a", reasoning_effort="low").to_completion(),
+        ResponsesRequest(input="a", reasoning={"effort": "low"}),
+    ],
+    ids=["chat", "completion", "generate", "responses"],
+)
+def test_an_effort_reaches_the_sampling_params(request_: Any) -> None:
+    """Each route has it in another place, and most know nothing of it."""
+    params = to_params(request_)
+    assert params.extra_args is not None
+    assert params.extra_args["dllm_threshold"] == 0.5
 
 
 @REQUESTS
