@@ -310,7 +310,8 @@ async def test_a_grammar_that_no_token_can_follow_ends_its_request_alone(
     server: Server,
 ) -> None:
     """The vocabulary has no brace. Without a token to choose the request would go on
-    for ever, or take the engine with it."""
+    for ever, or take the engine with it; and the client would look for a fault of the
+    server, when it is the schema's, or of stop tokens that the answer needs."""
     [case, *_] = golden_cases(server.spec.checkpoint, server.spec.block)
     plain = {
         "model": Server.MODEL,
@@ -327,11 +328,18 @@ async def test_a_grammar_that_no_token_can_follow_ends_its_request_alone(
         "structured_outputs": {"json": "{}"},
     }
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        bodies = [plain, hopeless, plain]
+        needed = {"structured_outputs": {"regex": "w9w9"}, "stop_token_ids": [9]}
+        bodies = [plain, hopeless, plain, {**hopeless, **needed}]
         answers = await asyncio.gather(
             *[http.post("/v1/completions", json=body) for body in bodies]
         )
-    assert answers[1].status_code == 500
-    for answer in answers[::2]:
+        streamed = {"json": {**hopeless, "stream": True}}
+        told = (await http.post("/v1/completions", **streamed)).text
+    for answer in answers[1::2]:
+        assert answer.status_code == 400
+    for text in (answers[1].text, answers[3].text, told):
+        assert "structured_outputs cannot be followed to an end" in text
+    assert '"code": 400' in told
+    for answer in answers[:3:2]:
         assert answer.json()["choices"][0]["token_ids"] == case.tokens
     assert not server.held()

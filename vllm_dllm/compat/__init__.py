@@ -47,6 +47,7 @@ from vllm_dllm.compat.usage import carry_forwards, move_forwards, report_forward
 from vllm_dllm.compat.validation import (
     allow_structured_outputs,
     allow_suffixes,
+    explain_dead_ends,
     replace_request_validation,
 )
 from vllm_dllm.compat.vocabulary import (
@@ -65,6 +66,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     open_v2_gate,
     replace_request_validation,
     allow_structured_outputs,
+    explain_dead_ends,
     allow_suffixes,
     mark_defaults,
     check_bodies,

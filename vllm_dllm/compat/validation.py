@@ -89,6 +89,28 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
     return validate
 
 
+@wraps("vllm.entrypoints.generate.base.serving:GenerateBaseServing._raise_if_error")
+def explain_dead_ends(function: Callable[..., None]) -> Callable[..., None]:
+    """Say why an answer of ours could not go on: its grammar allows nothing.
+
+    vLLM calls it an internal error of the server. Removable when it says which request
+    asked for what cannot be written.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    def raise_if_error(self: Any, finish_reason: str | None, request_id: str) -> None:
+        if finish_reason == "error" and is_ours(self.model_config):
+            raise VLLMValidationError(
+                "structured_outputs cannot be followed to an end: what would have to "
+                "come next is no token of the model, or one of stop_token_ids, or the "
+                "grammar has no answer at all",
+                parameter="structured_outputs",
+            )
+        function(self, finish_reason, request_id)
+
+    return raise_if_error
+
+
 def broken_backend(name: str | None) -> str | None:
     """Why a grammar backend cannot be loaded, which vLLM finds out in the engine; None
     if it can.
