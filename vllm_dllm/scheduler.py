@@ -157,8 +157,12 @@ class BlockDiffusionScheduler(Scheduler):
         lengths = {
             req_id: length
             for req_id, length in scheduler_output.num_scheduled_tokens.items()
-            if req_id not in runs or runs[req_id].bits is None
+            if (request := self.requests.get(req_id)) is not None
+            and request.use_structured_output
+            and (req_id not in runs or runs[req_id].bits is None)
         }
+        if not lengths:
+            return None
         asked = replace(
             scheduler_output,
             num_scheduled_tokens=lengths,
