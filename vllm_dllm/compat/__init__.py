@@ -30,6 +30,7 @@ from vllm_dllm.compat.overlap import keep_async_scheduling
 from vllm_dllm.compat.overrides import OVERRIDES
 from vllm_dllm.compat.pages import share_final_pages
 from vllm_dllm.compat.patch import Patch, apply
+from vllm_dllm.compat.pieces import own_logprobs
 from vllm_dllm.compat.shutdown import (
     end_answers,
     end_with_launcher,
@@ -89,6 +90,7 @@ EVERYWHERE: tuple[Patch, ...] = (
     kill_waiting_ranks,
     add_to_chats,
     add_to_completions,
+    own_logprobs,
     add_cli_flags,
     fold_cli_flags,
     raise_token_budget,
