@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.mix.probe import served_by
 from tools.mix.readers import Readers
 from tools.mix.servers import KINDS, Server
-from tools.mix.states import State, complaints
+from tools.mix.states import GROWTH, State, complaints
 
 SETTLE_SECONDS = 60
 """For a server to let go of what it holds."""
@@ -80,18 +80,19 @@ class Soak:
     async def settle(self) -> None:
         deadline = time.monotonic() + SETTLE_SECONDS
         await self.state()
-        while time.monotonic() < deadline and complaints(self.states[0], *self.ends()):
+        while time.monotonic() < deadline and self.kept():
             await asyncio.sleep(1)
             self.states.pop()
             await self.state()
 
-    def ends(self) -> tuple[State, State]:
-        """After the first quarter of the run, and last."""
-        return self.states[MOMENTS // 4], self.states[-1]
+    def kept(self) -> list[str]:
+        """What the server has that it should not have any more."""
+        quarter, last = self.states[MOMENTS // 4], self.states[-1]
+        return complaints(self.states[0], quarter, last, self.args.growth)
 
     def result(self) -> dict[str, Any]:
         ledger = self.readers.ledger
-        found = complaints(self.states[0], *self.ends())
+        found = self.kept()
         preempted = self.states[-1].preemptions - self.states[0].preemptions
         if not preempted:
             found.append("nothing was preempted")
@@ -122,6 +123,12 @@ def main() -> None:
         type=float,
         default=60,
         help="seconds without a byte after which an answer counts as lost",
+    )
+    parser.add_argument(
+        "--growth",
+        type=float,
+        default=GROWTH,
+        help="share of its memory that a server may grow by after the first quarter",
     )
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
