@@ -1,26 +1,28 @@
-"""LLaDA2.0-mini's shape on an accelerator: a forward against what it must read.
+"""Real shapes on an accelerator: a forward against what it must read.
 
     python benchmarks/gpu.py --out docs/benchmarks/gpu.json
+    python benchmarks/gpu.py --config llada     # LLaDA-8B's: none, prefix and dual
     python benchmarks/gpu.py --config tiny      # minutes on a CPU: a try, not a result
 
 Random weights, so the rule decides how many tokens a forward gives: `sequential` with
-32, 16 and 8 steps for a block of 32. Experts are drawn evenly (vLLM's routing
+even steps (gpu_shapes.py). Experts are drawn evenly (vLLM's routing
 simulator): with random weights all masks would choose the same ones. The floor is the
 larger of two times: bytes that a step must read over the rate of a large copy, and its
 operations over the rate of a large matrix product, both measured here (floor.py).
 "Outside" is what of a step is not the model's forward or its logits. Prefill is timed
 twice, the second time with a causal mask and one row of attention per request.
+`--trace FOLDER` writes what torch's profiler saw of some steps of each batch.
 """
 
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,69 +34,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from engine import conditions
 from floor import copy_rate, floor, matmul_rate
+from gpu_shapes import BLOCK, PLANS, TOKENS, Plan, Rule
 from results import write
 from server import random_prompts
+from torch.profiler import profile, schedule
 from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "llada20-pub0"
-BLOCK = 32
-TOKENS = 64
-"""New tokens of a request: two blocks."""
-MINI = {
-    "vocab_size": 157184,
-    "hidden_size": 2048,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 20,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 256,
-    "num_experts_per_tok": 8,
-    "n_group": 8,
-    "topk_group": 4,
-    "moe_intermediate_size": 512,
-    "max_position_embeddings": 8192,
-    "mask_token_id": 156895,
-    "eos_token_id": 156892,
-    "pad_token_id": 156892,
-    "torch_dtype": "bfloat16",
-}
-TINY = {
-    **MINI,
-    "vocab_size": 1024,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "num_experts": 16,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64,
-    "mask_token_id": 1023,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured with a shape."""
-
-    shape: dict[str, Any]
-    batches: tuple[int, ...]
-    prompts: tuple[int, ...]
-    prefill_batches: tuple[int, ...]
-    budget: int
-    """max_num_batched_tokens."""
-
-
-PLANS = {
-    "mini": Plan(MINI, (1, 8, 32, 128), (128, 4096), (1, 8), 8192),
-    "tiny": Plan(TINY, (1, 2), (64, 128), (1, 2), 512),
-}
-TOKENS_PER_FORWARD = (1, 2, 4)
+TRACED = 5
+"""Steps of a trace."""
 
 
 @dataclass
@@ -106,20 +54,7 @@ class Steps:
     decode: list[float]
 
 
-def make_checkpoint(folder: Path, shape: dict[str, Any]) -> dict[str, Any]:
-    """A config of that shape and a tokenizer; weights are not needed. The config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {**json.loads((GOLDEN / "config.json").read_text()), **shape}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(GOLDEN / name, folder / name)
-    return config
-
-
-def start(folder: Path, plan: Plan, eager: bool, backend: str | None) -> LLM:
-    options: dict[str, Any] = {}
-    if backend:
-        options["attention_backend"] = backend
+def start(folder: Path, plan: Plan, eager: bool, **options: Any) -> LLM:
     on_gpu = current_platform.device_type == "cuda"
     if on_gpu:  # the experts of vLLM's CPU build do not take simulated routes
         os.environ["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = "uniform_random"
@@ -137,7 +72,8 @@ def start(folder: Path, plan: Plan, eager: bool, backend: str | None) -> LLM:
         max_model_len=max(plan.prompts) + TOKENS + BLOCK,
         max_num_seqs=max(plan.batches),
         max_num_batched_tokens=plan.budget,
-        enable_prefix_caching=False,
+        # So that requests with long prompts start together.
+        enable_prefix_caching=bool(plan.prefill_batches),
         enforce_eager=eager,
         worker_extension_cls="timer.ForwardTimer",
         additional_config={"dllm": {"block_size": BLOCK}},
@@ -145,34 +81,69 @@ def start(folder: Path, plan: Plan, eager: bool, backend: str | None) -> LLM:
     )
 
 
-def run(llm: LLM, batch: int, prompt: int, tokens_per_forward: int) -> Steps:
-    """One batch, step by step; the model is timed from the first decoding step on."""
-    engine, vocab = llm.llm_engine, llm.model_config.get_vocab_size()
-    rule = {"dllm_algorithm": "sequential", "dllm_steps": BLOCK // tokens_per_forward}
+def add_requests(llm: LLM, batch: int, prompt: int, rule: Rule, seed: int) -> None:
+    vocab = llm.model_config.get_vocab_size()
     params = SamplingParams(
         temperature=0,
         max_tokens=TOKENS,
         ignore_eos=True,
         detokenize=False,
-        extra_args=rule,
+        extra_args=rule.extra_args,
     )
-    for index, prompt_ids in enumerate(random_prompts(0, batch, prompt)):
+    for index, prompt_ids in enumerate(random_prompts(seed, batch, prompt)):
         ids = [token % (vocab - 1) for token in prompt_ids]
-        engine.add_request(f"{time.time()}-{index}", {"prompt_token_ids": ids}, params)
+        llm.llm_engine.add_request(
+            f"{time.time()}-{index}", {"prompt_token_ids": ids}, params
+        )
+
+
+def run(
+    llm: LLM,
+    batch: int,
+    prompt: int,
+    rule: Rule,
+    seed: int = 0,
+    profiler: profile | None = None,
+) -> Steps:
+    """One batch, step by step; the model is timed from the first decoding step on.
+
+    A profiler is told of each decoding step. Steps after the first request's end do
+    not count.
+    """
+    engine = llm.llm_engine
+    add_requests(llm, batch, prompt, rule, seed)
     started: set[str] = set()
     prefill, decode = 0.0, []
-    while engine.has_unfinished_requests():
+    while running := engine.get_num_unfinished_requests():
         begin = time.perf_counter()
         outputs = engine.step()
         seconds = time.perf_counter() - begin
         if len(started) == batch:
-            decode.append(seconds)
+            if running == batch:
+                decode.append(seconds)
+            if profiler:
+                profiler.step()
             continue
         prefill += seconds
         started |= {o.request_id for o in outputs if o.outputs[0].token_ids}
         if len(started) == batch:
             llm.collective_rpc("reset_timer")
     return Steps(prefill, decode)
+
+
+def trace(llm: LLM, batch: int, prompt: int, rule: Rule, folder: Path) -> None:
+    """Write what the host and the device do in some decoding steps."""
+    name = f"{rule.name}-{batch}-{prompt}"
+    with profile(
+        schedule=schedule(wait=2, warmup=2, active=TRACED, repeat=1)
+    ) as profiler:
+        run(llm, batch, prompt, rule, profiler=profiler)
+    folder.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(folder / f"{name}.json.gz"))
+    averages = profiler.key_averages()
+    sort = f"self_{current_platform.device_type}_time_total"
+    table = averages.table(sort_by=sort, row_limit=60, max_name_column_width=90)
+    (folder / f"{name}.txt").write_text(table)
 
 
 def attend_causally(worker: Any, causal: bool) -> None:
@@ -196,35 +167,45 @@ def attend_causally(worker: Any, causal: bool) -> None:
         model_state.build_attn_metadata = causal_metadata
 
 
+def mean_floor(
+    config: dict[str, Any], rule: Rule, batch: int, prompt: int, *rates: float
+) -> dict[str, Any]:
+    """`floor` of the rule's steps but the first: the mean time, the last one's rest."""
+    keys = batch * (prompt + TOKENS // 2)
+    least = [floor(config, batch * rows, keys, *rates) for rows in rule.rows(prompt)]
+    return least[-1] | {"floor_ms": statistics.mean(step["floor_ms"] for step in least)}
+
+
 def measure_decoding(
     llm: LLM,
     config: dict[str, Any],
+    rules: tuple[Rule, ...],
     rates: tuple[float, float],
     batch: int,
     prompt: int,
 ) -> list[dict[str, Any]]:
-    """A row for each number of tokens per forward."""
+    """A row for each rule."""
     rows = []
-    run(llm, batch, prompt, max(TOKENS_PER_FORWARD))  # to warm up
-    for tokens in TOKENS_PER_FORWARD:
-        steps = run(llm, batch, prompt, tokens).decode
+    run(llm, batch, prompt, rules[-1])  # to warm up
+    for rule in rules:
+        steps = run(llm, batch, prompt, rule).decode
         timer = json.loads(llm.collective_rpc("read_timer")[0])
         step_ms = 1000 * statistics.mean(steps)
         model_ms = 1000 * timer["model"] / timer["forwards"]
-        keys = batch * (prompt + TOKENS // 2)
-        least = floor(config, batch * BLOCK, keys, *rates)
+        least = mean_floor(config, rule, batch, prompt, *rates)
         rows.append(
             {
                 "batch": batch,
                 "prompt": prompt,
-                "tokens_per_forward": tokens,
+                "rule": rule.name,
+                "tokens_per_forward": rule.tokens_per_forward,
                 "ms_per_step": step_ms,
                 "median_ms_per_step": 1000 * statistics.median(steps),
                 "model_ms": model_ms,
                 "outside_ms": step_ms - model_ms,
                 **least,
                 "times_floor": step_ms / least["floor_ms"],
-                "tokens_per_second": 1000 * batch * tokens / step_ms,
+                "tokens_per_second": 1000 * batch * rule.tokens_per_forward / step_ms,
             }
         )
     print(json.dumps(rows[-1]), flush=True)
@@ -237,7 +218,8 @@ def measure_prefill(llm: LLM, batch: int, prompt: int, repeats: int) -> dict[str
     for repeat in range(repeats + 1):
         for causal, times in seconds.items():
             llm.collective_rpc(attend_causally, args=(causal,))
-            took = run(llm, batch, prompt, max(TOKENS_PER_FORWARD)).prefill
+            seed = 2 + 2 * repeat + causal  # of prompts that no page is kept of
+            took = run(llm, batch, prompt, Rule(4), seed).prefill
             if repeat:  # the first is to warm up
                 times.append(took)
     llm.collective_rpc(attend_causally, args=(False,))
@@ -261,6 +243,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", help="instead of all")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--backend", help="of attention; default: vLLM's choice")
+    parser.add_argument("--quantization", help="of weights while loading, as fp8")
+    parser.add_argument("--trace", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     plan = PLANS[args.config]
@@ -274,6 +258,7 @@ def main() -> None:
         "tokens": TOKENS,
         "eager": args.eager,
         "backend": args.backend,
+        "quantization": args.quantization,
         "copy_terabytes_per_second": rates[0] / 1e12,
         "matmul_teraflops": rates[1] / 1e12,
         "decoding": [],
@@ -281,14 +266,17 @@ def main() -> None:
     }
     prompts = args.prompts or plan.prompts
     results["prompt"] = list(prompts)
+    options = {"attention_backend": args.backend, "quantization": args.quantization}
     with tempfile.TemporaryDirectory() as folder:
-        config = make_checkpoint(Path(folder), plan.shape)
-        llm = start(Path(folder), plan, args.eager, args.backend)
-        for prompt in prompts:
-            for batch in args.batches or plan.batches:
-                rows = measure_decoding(llm, config, rates, batch, prompt)
-                results["decoding"] += rows
-                write(results, args.out)  # what there is, should a later one fail
+        config = plan.make_checkpoint(Path(folder))
+        chosen = {name: value for name, value in options.items() if value}
+        llm = start(Path(folder), plan, args.eager, **chosen)
+        for prompt, batch in product(prompts, args.batches or plan.batches):
+            rows = measure_decoding(llm, config, plan.rules, rates, batch, prompt)
+            results["decoding"] += rows
+            write(results, args.out)  # what there is, should a later one fail
+            if args.trace:
+                trace(llm, batch, prompt, plan.rules[-1], args.trace)
         for batch in plan.prefill_batches:
             row = measure_prefill(llm, batch, max(prompts), args.repeats)
             results["prefill"].append(row)
@@ -302,13 +290,22 @@ def show(results: dict[str, Any]) -> None:
         f"\n{results['device']}: {results['copy_terabytes_per_second']:.3g} TB/s, "
         f"{results['matmul_teraflops']:.3g} TFLOP/s\n"
     )
-    columns = ("batch", "prompt", "tok/forward", "ms/step", "model ms", "outside ms")
+    columns = (
+        "batch",
+        "prompt",
+        "rule",
+        "tok/forward",
+        "ms/step",
+        "model ms",
+        "outside ms",
+    )
     columns += ("floor ms", "bound by", "times the floor", "tok/s")
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
     for row in results["decoding"]:
         print(
-            f"| {row['batch']} | {row['prompt']} | {row['tokens_per_forward']} | "
+            f"| {row['batch']} | {row['prompt']} | {row['rule']} | "
+            f"{row['tokens_per_forward']} | "
             f"{row['ms_per_step']:.2f} | {row['model_ms']:.2f} | "
             f"{row['outside_ms']:.2f} | {row['floor_ms']:.2f} | {row['bound']} | "
             f"{row['times_floor']:.2f} | {row['tokens_per_second']:.0f} |"

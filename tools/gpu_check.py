@@ -4,8 +4,9 @@
     python tools/gpu_check.py --models sdar16 llada --backends TRITON_ATTN --modes eager
 
 Golden checkpoints (tests/golden) in float32, each case alone and all in one batch: the
-tokens and no more forwards than the authors' code; with full attention also guided
-requests and infillings, against tests/reference. The bundled model in bfloat16, where
+tokens and no more forwards than the authors' code; several blocks in flight and soft
+tokens where there are such cases; with full attention also guided requests and
+infillings, against tests/reference. The bundled model in bfloat16, where
 tokens may differ: its exact answers to held-out questions. Runs on whatever vLLM's
 platform is, a CPU too. One process for each engine. Ends with a table, and with exit
 code 1 if anything differs.
@@ -21,15 +22,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.engines import Engine
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-GOLDEN_ENGINES = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32")
-FULL_ATTENTION = ("llada", "dream")
+SEVERAL_BLOCKS = ("sdar4", "sdar16", "llada8", "llada32", "editing8", "editing32")
+"""Engines with cases of several blocks in flight."""
+SOFT = ("dmax8", "dmax32")
+GUIDED = ("llada", "dream")
 BUNDLED = "tiny-llada2"
-MODELS = (*GOLDEN_ENGINES, *FULL_ATTENTION, BUNDLED)
+MODELS = (
+    *SEVERAL_BLOCKS,
+    *GUIDED,
+    BUNDLED,
+    *SOFT,
+    *("fastdllm2", "moving8", "moving32", "nemotron", "wedlm", "diffullama"),
+    *("adablock-llada", "adablock-dream"),
+)
 BACKENDS = {
     "cpu": {"float32": ["CPU_ATTN"], "bfloat16": ["CPU_ATTN"]},
     "cuda": {
@@ -98,32 +111,54 @@ def engine_options(check: Check, platform: str) -> dict[str, Any]:
     return options
 
 
+def cases_of(engine: "Engine", model: str) -> list[Any]:
+    """Requests of its checkpoint with their answers."""
+    from tests.dmax_cases import soft_cases
+    from tests.full_attention import guided_cases, infilling_cases
+    from tests.golden_cases import golden_cases
+    from tests.multi_block_cases import multi_block_cases
+
+    asked = (engine.spec.checkpoint, engine.spec.block)
+    if model in SOFT:
+        return list(soft_cases(*asked))
+    cases: list[Any] = golden_cases(*asked)
+    if model in SEVERAL_BLOCKS:
+        cases += multi_block_cases(*asked)
+    if model in GUIDED:
+        more = guided_cases(engine) + infilling_cases(engine)
+        cases += [case.answered() for case in more]
+    return cases
+
+
 def check_golden(check: Check, platform: str) -> Outcome:
     """Alone and in one batch, as tests/test_golden.py does."""
     from tests.engines import Engine, tokens_of
-    from tests.full_attention import guided_cases, infilling_cases
-    from tests.golden_cases import differences, golden_cases, too_many_forwards
+    from tests.golden_cases import Case, differences, too_many_forwards
     from tests.specs import OFFLINE, EngineSpec
 
     spec = OFFLINE[check.model]
     options = engine_options(check, platform)
+    if "hf_overrides" in spec.options:
+        options["hf_overrides"] = spec.options["hf_overrides"]
     engine = Engine(EngineSpec(spec.checkpoint, spec.block, options))
-    cases = golden_cases(spec.checkpoint, spec.block)
-    if check.model in FULL_ATTENTION:
-        more = guided_cases(engine) + infilling_cases(engine)
-        cases += [case.answered() for case in more]
+    cases = cases_of(engine, check.model)
     outcome, problems, start = Outcome(), [], time.perf_counter()
     for batch in ([[case] for case in cases], [cases]):
         outputs = []
         for part in batch:
             engine.forget_prefixes()
-            outputs += engine.ask(part)
+            # Some cases of several blocks end with a stop token.
+            requests = [(case, getattr(case, "sampling", {})) for case in part]
+            outputs += engine.ask_each(requests)
         different = differences(cases, [tokens_of(o) for o in outputs])
         forwards = [engine.forwards(output) for output in outputs]
         outcome.cases += len(cases)
         outcome.same += len(cases) - len(different)
         outcome.forwards += sum(forwards)
-        problems += different + too_many_forwards(cases, forwards)
+        problems += different
+        for case, count in zip(cases, forwards, strict=True):
+            if isinstance(case, Case):  # others count in another way
+                problems += too_many_forwards([case], [count])
     outcome.seconds = time.perf_counter() - start
     outcome.problems, outcome.passed = problems, not problems
     engine.close()

@@ -2,7 +2,7 @@
 # Everything that is to be run on an NVIDIA GPU, in order, within 25 minutes, without a
 # network. What a cut-off run has written by then stands in OUT.
 #
-#   tools/gpu_day.sh                     all parts: fit, check, bench, kernels
+#   tools/gpu_day.sh                     all parts: fit, check, bench, llada, fp8, kernels
 #   tools/gpu_day.sh bench kernels       some of them, again
 #   PARTS=FOLDER tools/gpu_day.sh        with vLLM's CUDA build out of FOLDER/part*.tar.xz
 #   DRY=1 tools/gpu_day.sh               says what it would run
@@ -18,8 +18,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 OUT=${OUT:-gpu-day} SITE=${SITE:-$HOME/gpu-day-site} PARTS=${PARTS:-} DRY=${DRY:-}
 PYTHON=${PYTHON:-python3}
-ALL=(fit check bench kernels)
-declare -A LIMITS=([fit]=180 [check]=540 [bench]=540 [kernels]=180)
+ALL=(fit check bench llada fp8 kernels)
+declare -A LIMITS=([fit]=120 [check]=420 [bench]=420 [llada]=240 [fp8]=180 [kernels]=120)
 
 say() { echo "gpu-day: $*"; }
 die() { echo "gpu-day: error: $*" >&2; exit 2; }
@@ -51,7 +51,11 @@ fit() {
 
 check() { run "$PYTHON" tools/gpu_check.py --jobs 4 --out "$OUT/check.json"; }
 
-bench() { run "$PYTHON" benchmarks/gpu.py --out "$OUT/bench.json"; }
+bench() { measure bench --trace "$OUT/trace"; }
+llada() { measure llada --config llada; }
+fp8() { measure fp8 --quantization fp8 --prompts 128; }
+# measure PART OPTION...
+measure() { run "$PYTHON" benchmarks/gpu.py --out "$OUT/$1.json" "${@:2}"; }
 
 kernels() {
     # Without the fixtures of tests of engines, whose packages may not be here.
