@@ -15,13 +15,14 @@ code 1 if anything differs.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Check:
     dtype: str
     backend: str
     mode: str
+    every: int = 1
+    """Each so-manieth case is asked alone; all are in one batch."""
 
 
 @dataclass
@@ -82,7 +85,11 @@ class Outcome:
 
 
 def checks(
-    platform: str, models: list[str], backends: list[str], modes: list[str]
+    platform: str,
+    models: list[str],
+    backends: list[str],
+    modes: list[str],
+    every: int = 1,
 ) -> list[Check]:
     """What the options ask for; empty lists for all that the platform has."""
     found = []
@@ -94,7 +101,7 @@ def checks(
             if backends and backend not in backends:
                 continue
             for mode in modes or MODES[platform]:
-                found.append(Check(model, dtype, backend, mode))
+                found.append(Check(model, dtype, backend, mode, every))
     return found
 
 
@@ -143,20 +150,18 @@ def check_golden(check: Check, platform: str) -> Outcome:
     engine = Engine(EngineSpec(spec.checkpoint, spec.block, options))
     cases = cases_of(engine, check.model)
     outcome, problems, start = Outcome(), [], time.perf_counter()
-    for batch in ([[case] for case in cases], [cases]):
-        outputs = []
-        for part in batch:
-            engine.forget_prefixes()
-            # Some cases of several blocks end with a stop token.
-            requests = [(case, getattr(case, "sampling", {})) for case in part]
-            outputs += engine.ask_each(requests)
-        different = differences(cases, [tokens_of(o) for o in outputs])
+    for batch in (*[[case] for case in cases[:: check.every]], cases):
+        engine.forget_prefixes()
+        # Some cases of several blocks end with a stop token.
+        requests = [(case, getattr(case, "sampling", {})) for case in batch]
+        outputs = engine.ask_each(requests)
+        different = differences(batch, [tokens_of(o) for o in outputs])
         forwards = [engine.forwards(output) for output in outputs]
-        outcome.cases += len(cases)
-        outcome.same += len(cases) - len(different)
+        outcome.cases += len(batch)
+        outcome.same += len(batch) - len(different)
         outcome.forwards += sum(forwards)
         problems += different
-        for case, count in zip(cases, forwards, strict=True):
+        for case, count in zip(batch, forwards, strict=True):
             if isinstance(case, Case):  # others count in another way
                 problems += too_many_forwards([case], [count])
     outcome.seconds = time.perf_counter() - start
@@ -200,8 +205,8 @@ def check_bundled(check: Check, platform: str) -> Outcome:
     return Outcome(len(examples), same, forwards, seconds, enough, wrong)
 
 
-def run_here(check: Check) -> None:
-    """Start the engine in this process, and print the outcome."""
+def prepare_environment() -> None:
+    """Of the processes to come."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -209,22 +214,34 @@ def run_here(check: Check) -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     # Triton's own default rounds float32 factors to ten bits of mantissa.
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-    from vllm.platforms import current_platform
-
-    run = check_bundled if check.model == BUNDLED else check_golden
-    outcome = run(check, current_platform.device_type)
-    print(MARK + json.dumps(asdict(outcome)), flush=True)
 
 
-def run_apart(check: Check) -> Outcome:
+def run_here(check: Check, log: Path) -> None:
+    """Start the engine in this process; the outcome is the last line of the log."""
+    with log.open("w", buffering=1) as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+        from vllm.platforms import current_platform
+
+        run = check_bundled if check.model == BUNDLED else check_golden
+        outcome = run(check, current_platform.device_type)
+        output.write(f"\n{MARK}{json.dumps(asdict(outcome))}\n")
+
+
+def run_apart(check: Check, logs: Path) -> Outcome:
     """The same in a process of its own."""
-    command = [sys.executable, __file__, "--one", json.dumps(asdict(check))]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in ran.stdout.splitlines() if line.startswith(MARK)]
+    from tests.forked import Forked
+
+    name = f"{check.model}-{check.dtype}-{check.backend}-{check.mode}"
+    log = logs / f"{name}.log"
+    process = Forked(target=run_here, args=(check, log))
+    process.start()
+    process.join()
+    said = log.read_text().splitlines() if log.exists() else []
+    lines = [line for line in said if line.startswith(MARK)]
     if lines:
         outcome = Outcome(**json.loads(lines[-1].removeprefix(MARK)))
     else:
-        said = (ran.stdout + ran.stderr).splitlines()
         outcome = Outcome(problems=["no answer:", *said[-40:]])
     print(f"{row(check, outcome)}", flush=True)
     return outcome
@@ -244,21 +261,21 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=[])
     modes = [*MODES["cuda"], AHEAD]
     parser.add_argument("--modes", nargs="+", choices=modes, default=[])
+    parser.add_argument(
+        "--every", type=int, default=1, help="ask each so-manieth case alone"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="engines at the same time")
     parser.add_argument("--out", type=Path, help="all outcomes, as JSON")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        run_here(Check(**args.one))
-        return
+    prepare_environment()
     from vllm.platforms import current_platform
 
     platform = current_platform.device_type
-    wanted = checks(platform, args.models, args.backends, args.modes)
+    wanted = checks(platform, args.models, args.backends, args.modes, args.every)
     if not wanted:
         parser.error(f"no such check on {platform}; backends: {BACKENDS[platform]}")
-    with ThreadPoolExecutor(args.jobs) as pool:
-        outcomes = list(pool.map(run_apart, wanted))
+    with TemporaryDirectory() as logs, ThreadPoolExecutor(args.jobs) as pool:
+        outcomes = list(pool.map(partial(run_apart, logs=Path(logs)), wanted))
     failed = [pair for pair in zip(wanted, outcomes, strict=True) if not pair[1].passed]
     for check, outcome in failed:
         print(f"\n{check}", *outcome.problems, sep="\n  ")

@@ -37,6 +37,8 @@ fit() {
             unpacking+=($!)
         done
         for part in "${unpacking[@]}"; do wait "$part" || return; done
+        # Else each of the first processes compiles all of it.
+        run "$PYTHON" -m compileall -q -j 0 "$SITE" >/dev/null
         run "$PYTHON" tools/gpu_fit.py build || return
         if [ -n "$DRY" ] || compgen -G "$SITE/wheels/*.whl" >/dev/null; then
             run "$PYTHON" -m pip install -q --no-index --no-deps --no-compile \
@@ -60,7 +62,8 @@ measure() { run "$PYTHON" benchmarks/gpu.py --out "$OUT/$1.json" "${@:2}"; }
 kernels() {
     # Without the fixtures of tests of engines, whose packages may not be here.
     run "$PYTHON" -m pytest -q --noconftest -o addopts= -p no:cacheprovider \
-        tests/ops/test_candidate.py tests/ops/test_sample.py tests/ops/test_noise.py
+        tests/ops/test_candidate.py tests/ops/test_mixture.py \
+        tests/ops/test_sample.py tests/ops/test_noise.py
 }
 
 # table NAME STATUS SECONDS: one more line, at once
@@ -81,6 +84,7 @@ for part in "${parts[@]}"; do
 done
 export OUT SITE PARTS DRY PYTHON HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 export PYTHONPATH="$PWD${PARTS:+:$SITE}${PYTHONPATH:+:$PYTHONPATH}"
+[ -z "$PARTS" ] || export VLLM_USE_FLASHINFER_SAMPLER=0 # its package is not packed
 mkdir -p "$OUT"
 failed=0
 for part in "${parts[@]}"; do

@@ -12,6 +12,7 @@ from vllm_dllm.config import Facts
 from vllm_dllm.ops.sample import SamplingFilters, sample
 from vllm_dllm.worker.sampling import Sampling
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LAST = 1 - 2**-48
 """The highest number that noise gives."""
 
@@ -30,16 +31,16 @@ def draw(
     logits: torch.Tensor, filters: list[Row], uniform: list[float]
 ) -> tuple[list[int], torch.Tensor]:
     """Tokens and distributions; filters as the worker stores those of requests."""
-    stored = Sampling(len(filters), logits.shape[1], torch.device("cpu"), Facts())
+    stored = Sampling(len(filters), logits.shape[1], DEVICE, Facts())
     for slot, row in enumerate(filters):
         params = SamplingParams(top_k=row.top_k, top_p=row.top_p, min_p=row.min_p)
         stored.add_request(str(slot), slot, params, 1, decoding())
-    temperature = torch.tensor([row.temperature for row in filters])
+    temperature = torch.tensor([row.temperature for row in filters], device=DEVICE)
     stacked = SamplingFilters(temperature, stored.top_k, stored.top_p, stored.min_p)
-    numbers = torch.tensor(uniform, dtype=torch.float64)
-    token, probs = sample(logits.clone(), stacked, numbers)
+    numbers = torch.tensor(uniform, dtype=torch.float64, device=DEVICE)
+    token, probs = sample(logits.to(DEVICE, copy=True), stacked, numbers)
     assert token.dtype == torch.int64
-    return token.tolist(), probs
+    return token.tolist(), probs.cpu()
 
 
 def distribution(logits: list[float], row: Row) -> tuple[list[float], float]:

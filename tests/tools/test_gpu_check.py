@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tools.gpu_check import MODELS, REPO, Check, checks, run_apart
 
@@ -23,9 +24,10 @@ def test_every_model_runs_on_every_backend_that_takes_its_dtype() -> None:
     ]
 
 
-def test_an_engine_that_does_not_start_is_a_failure() -> None:
+def test_an_engine_that_does_not_start_is_a_failure(tmp_path: Path) -> None:
     """No answer would pass for no difference."""
-    outcome = run_apart(Check("sdar4", "float32", "NO_SUCH_BACKEND", "eager"))
+    check = Check("sdar4", "float32", "NO_SUCH_BACKEND", "eager")
+    outcome = run_apart(check, tmp_path)
     assert not outcome.passed
     assert any("NO_SUCH_BACKEND" in line for line in outcome.problems)
 
