@@ -13,13 +13,14 @@ from functools import partial
 import setproctitle
 from vllm.distributed.device_communicators import shm_broadcast
 from vllm.model_executor.models import registry
+from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
 
 for name in (
     "vllm.entrypoints.cli.serve",
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
-    "vllm.v1.worker.cpu_worker",
+    f"vllm.v1.worker.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker",
 ):
     importlib.import_module(name)
 load_general_plugins()

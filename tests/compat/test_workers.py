@@ -7,7 +7,8 @@ from pathlib import Path
 import cloudpickle
 
 from tests.engine_config import engine_config
-from vllm_dllm.compat.workers import DenoisingCPUWorker, DenoisingGPUWorker
+from vllm_dllm.compat.cpu_worker import DenoisingCPUWorker
+from vllm_dllm.compat.gpu_worker import DenoisingGPUWorker
 from vllm_dllm.config import DllmConfig
 
 A_RAY_WORKER = """
@@ -51,3 +52,17 @@ def test_nothing_of_a_step_is_in_the_worker() -> None:
     """Ray's executor goes past it, to `worker.model_runner`."""
     for worker in (DenoisingCPUWorker, DenoisingGPUWorker):
         assert not {"execute_model", "sample_tokens"} & vars(worker).keys()
+
+
+def test_a_worker_of_a_gpu_leaves_torchs_streams_and_pinned_memory() -> None:
+    """vLLM's worker for CPU replaces them where it is imported: a kernel on the device
+    would be given what lies in the memory of the host."""
+    code = """
+import torch
+before = torch.cuda.Event, torch.cuda.Stream, torch.Tensor.pin_memory
+import vllm_dllm.compat.gpu_worker
+assert before == (torch.cuda.Event, torch.cuda.Stream, torch.Tensor.pin_memory)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]

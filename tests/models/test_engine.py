@@ -16,7 +16,7 @@ def test_vllm_is_told_everything_it_needs(block: int) -> None:
     assert config.scheduler_config.scheduler_cls == (
         "vllm_dllm.scheduler.BlockDiffusionScheduler"
     )
-    assert config.parallel_config.worker_cls.startswith("vllm_dllm.compat.workers.")
+    assert config.parallel_config.worker_cls.startswith("vllm_dllm.compat.cpu_worker.")
     assert config.diffusion_config.canvas_length == block
     assert config.model_config.is_diffusion
     assert config.cache_config.block_size % block == 0
@@ -58,7 +58,7 @@ def test_with_full_attention_no_prefix_is_shared(
     assert config.scheduler_config.scheduler_cls == (
         "vllm_dllm.scheduler.BlockDiffusionScheduler"
     )
-    assert config.parallel_config.worker_cls.startswith("vllm_dllm.compat.workers.")
+    assert config.parallel_config.worker_cls.startswith("vllm_dllm.compat.cpu_worker.")
     assert config.model_config.is_diffusion
     assert config.use_v2_model_runner
     assert not config.scheduler_config.async_scheduling

@@ -108,7 +108,7 @@ IN_WORKERS: tuple[Patch, ...] = (
     pack_new_experts,
     pack_tied_heads,
 )
-"""Patches of the workers of our models (`workers.py`)."""
+"""Patches of the workers of our models (`cpu_worker.py`, `gpu_worker.py`)."""
 
 PRIVATE_SYMBOLS: tuple[str, ...] = tuple(
     dict.fromkeys(

@@ -47,9 +47,11 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         "vllm.v1.metrics.stats:RequestSpecDecodeMetrics.observe",
         "vllm.v1.spec_decode.metrics:SpecDecodingStats",
     ),
-    "vllm_dllm.compat.workers": (
+    "vllm_dllm.compat.cpu_worker": (
         "vllm.v1.worker.cpu_worker:CPUWorker.__init__",
         "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
+    ),
+    "vllm_dllm.compat.gpu_worker": (
         "vllm.v1.worker.gpu_worker:Worker.__init__",
         "vllm.v1.worker.gpu_worker:Worker._make_model_runner",
     ),

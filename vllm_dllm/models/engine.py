@@ -37,8 +37,8 @@ WHOLE_ANSWER_CANVAS = 32
 canvas positions go no higher."""
 SCHEDULER = "vllm_dllm.scheduler.BlockDiffusionScheduler"
 WORKERS = {
-    "cpu": "vllm_dllm.compat.workers.DenoisingCPUWorker",
-    "cuda": "vllm_dllm.compat.workers.DenoisingGPUWorker",
+    "cpu": "vllm_dllm.compat.cpu_worker.DenoisingCPUWorker",
+    "cuda": "vllm_dllm.compat.gpu_worker.DenoisingGPUWorker",
 }
 
 

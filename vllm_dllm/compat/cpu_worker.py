@@ -1,4 +1,8 @@
-"""Workers of vLLM that run our model runner; one class per platform."""
+"""The worker of vLLM for CPU that runs our model runner.
+
+Nothing but a worker on CPU may import this: vLLM's own module of it puts what a CPU has
+in the place of torch's streams, events and pinned memory, for the whole process.
+"""
 
 import os
 from pathlib import Path
@@ -14,10 +18,7 @@ from vllm_dllm.compat.attention import size_attention_for_rows
 from vllm_dllm.compat.triton import claiming_triton, replace_cpu_kernels
 from vllm_dllm.compat.weights import pack_new_experts, pack_tied_heads
 from vllm_dllm.orphans import forget_openmp
-from vllm_dllm.worker.model_runner import (
-    DenoisingCPUModelRunner,
-    DenoisingModelRunner,
-)
+from vllm_dllm.worker.model_runner import DenoisingCPUModelRunner
 
 logger = init_logger("vllm.dllm")  # in vLLM's tree, or nobody sees it
 SHARED_MEMORY = Path("/dev/shm")
@@ -31,12 +32,6 @@ def forget_shared_memory() -> None:
     identity = os.environ["VLLM_DIST_IDENT"]
     for path in SHARED_MEMORY.glob(f"{identity}-*-cpushm_*"):
         path.unlink(missing_ok=True)
-
-
-class DenoisingGPUWorker(gpu_worker.Worker):
-    def _make_model_runner(self) -> DenoisingModelRunner:
-        size_attention_for_rows()
-        return DenoisingModelRunner(self.vllm_config, self.device)
 
 
 class DenoisingCPUWorker(CPUWorker):
