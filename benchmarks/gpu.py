@@ -61,9 +61,7 @@ def start(folder: Path, plan: Plan, eager: bool, **options: Any) -> LLM:
     if on_gpu and not eager:
         # Batches of one block a request, and those in which some forward two.
         sizes = {BLOCK * n * k // 4 for n in plan.batches for k in (4, 5, 6, 8)}
-        options["compilation_config"] = {
-            "cudagraph_capture_sizes": sorted(s for s in sizes if s <= 2048)
-        }
+        options["compilation_config"] = {"cudagraph_capture_sizes": sorted(sizes)}
     return LLM(
         str(folder),
         load_format="dummy",
@@ -244,6 +242,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--backend", help="of attention; default: vLLM's choice")
     parser.add_argument("--quantization", help="of weights while loading, as fp8")
+    parser.add_argument("--ahead", action="store_true", help="plan steps ahead")
     parser.add_argument("--trace", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -259,6 +258,7 @@ def main() -> None:
         "eager": args.eager,
         "backend": args.backend,
         "quantization": args.quantization,
+        "ahead": args.ahead,
         "copy_terabytes_per_second": rates[0] / 1e12,
         "matmul_teraflops": rates[1] / 1e12,
         "decoding": [],
@@ -266,7 +266,11 @@ def main() -> None:
     }
     prompts = args.prompts or plan.prompts
     results["prompt"] = list(prompts)
-    options = {"attention_backend": args.backend, "quantization": args.quantization}
+    options = {
+        "attention_backend": args.backend,
+        "quantization": args.quantization,
+        "async_scheduling": args.ahead,
+    }
     with tempfile.TemporaryDirectory() as folder:
         config = plan.make_checkpoint(Path(folder))
         chosen = {name: value for name, value in options.items() if value}

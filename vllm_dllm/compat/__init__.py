@@ -24,6 +24,7 @@ from vllm_dllm.compat.flags import (
     raise_token_budget,
     refuse_unused_flags,
 )
+from vllm_dllm.compat.flash_attention import keep_flash_attention_3
 from vllm_dllm.compat.gaps import fill_gaps
 from vllm_dllm.compat.lengths import check_request_lengths, remember_prompt_lengths
 from vllm_dllm.compat.overlap import keep_async_scheduling
@@ -105,6 +106,7 @@ EVERYWHERE: tuple[Patch, ...] = (
 IN_WORKERS: tuple[Patch, ...] = (
     leave_base_rows_alone,
     size_attention_for_rows,
+    keep_flash_attention_3,
     pack_new_experts,
     pack_tied_heads,
 )
