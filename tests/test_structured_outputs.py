@@ -10,7 +10,14 @@ import pytest
 import torch
 from vllm.sampling_params import StructuredOutputsParams
 
-from tests.engines import Engine, Request, tokens_of, uses, uses_server
+from tests.engines import (
+    Engine,
+    Request,
+    sampling_params,
+    tokens_of,
+    uses,
+    uses_server,
+)
 from tests.full_attention import CACHES
 from tests.golden_cases import (
     EOS,
@@ -25,6 +32,7 @@ from tests.reference.masks import block_causal
 from tests.reference.nemotron_generate import causal_but_for
 from tests.servers import Server
 from vllm_dllm.plans.grid import round_up
+from vllm_dllm.report import DEAD_END
 
 pytestmark = pytest.mark.timeout(400)
 WORDS = range(10, 20)
@@ -303,6 +311,35 @@ def test_bans_choose_among_what_a_grammar_allows(engine: Engine) -> None:
     ]
     answers = [tokens_of(output) for output in engine.ask_each(requests)]
     assert answers == [[token] * 6 + [EOS] for token in (12, 13, 13)]
+
+
+@uses("sdar4")
+def test_only_a_grammar_without_an_answer_is_told_as_one(engine: Engine) -> None:
+    """Whatever else ends a request with an error is no fault of the request."""
+    [case, *_] = golden_cases(engine.spec.checkpoint, engine.spec.block)
+    possible, hopeless = "(w11|w12){20}", "{}"
+    params = [
+        StructuredOutputsParams(**grammar)
+        for grammar in ({"json": hopeless}, {"regex": possible}, {"regex": possible})
+    ]
+    core, ended = engine.llm.llm_engine, dict[str, Any]()
+    scheduler = core.engine_core.engine_core.scheduler
+    names = ["hopeless", "failed", "possible"]
+    for name, grammar in zip(names, params, strict=True):
+        sampling = {**request_of(case, [])[1], "structured_outputs": grammar}
+        prompt = {"prompt_token_ids": case.prompt}
+        core.add_request(name, prompt, sampling_params(case, sampling))
+    while core.has_unfinished_requests():
+        ended |= {o.request_id: o.outputs[0] for o in core.step() if o.finished}
+        # As vLLM ends a request whose images it has lost.
+        scheduler.encoder_cache_mismatch_reqs |= {
+            request.request_id
+            for request in scheduler.running
+            if request.request_id.startswith("failed")
+        }
+    told = [(ended[name].finish_reason, ended[name].stop_reason) for name in names]
+    assert told[:2] == [("error", DEAD_END), ("error", None)]
+    assert told[2] == ("stop", None)
 
 
 @uses_server("sdar16", "llada")

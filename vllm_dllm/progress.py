@@ -7,12 +7,13 @@ from typing import Any, Self
 
 import numpy as np
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_dllm.course import Course
 from vllm_dllm.plans.base import Span
 from vllm_dllm.report import (
+    DEAD_END,
     Draft,
     ForwardCount,
     Rest,
@@ -157,6 +158,8 @@ def annotate(
             output.spec_decode_metrics = progress.forwards
             draft = drafts.pop(output.request_id, None)
             length = request.num_output_tokens
+            if is_dead_end(output):
+                output.stop_reason = DEAD_END
             if output.finish_reason is not None:
                 finished.append((progress.nfe, length))
             params = trace_params(request, progress)
@@ -182,6 +185,15 @@ def annotate(
         for req_id, draft in drafts.items()
         if req_id in followed and followed[req_id][0].status == RequestStatus.RUNNING
     }
+
+
+def is_dead_end(output: EngineCoreOutput) -> bool:
+    """Whether a request ended for what it was handed out: its grammar took none of it.
+
+    Tokens are chosen among those that the grammar allows, so there were none. Errors
+    of other kinds end a request without a token.
+    """
+    return output.finish_reason == FinishReason.ERROR and bool(output.new_token_ids)
 
 
 def trace_params(request: Request, progress: Progress) -> dict[str, Any]:

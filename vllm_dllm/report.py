@@ -8,7 +8,8 @@ what they hold here:
 - `RequestSpecDecodeMetrics`: `ForwardCount`, the forwards of a request;
 - the per-position lists of `SpecDecodingStats`: `StepStats`, for /metrics.
 
-What only a client reads goes in the free-form `kv_transfer_params` of an answer.
+What only a client reads goes in the free-form `kv_transfer_params` of an answer; why a
+grammar ended one, in its `stop_reason`.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 MICROSECONDS = 1_000_000
+DEAD_END = (
+    "structured_outputs cannot be followed to an end: what would have to come next is "
+    "no token of the model, or one of stop_token_ids, or the grammar has no answer"
+)
 
 
 @dataclass

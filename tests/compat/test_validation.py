@@ -1,6 +1,7 @@
 """Checks of vLLM's that ours go around, and what is checked besides."""
 
 import json
+from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -8,12 +9,16 @@ from typing import Any
 
 import pytest
 from vllm.config import StructuredOutputsConfig
-from vllm.exceptions import VLLMValidationError
+from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.exceptions import GenerationError, VLLMValidationError
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.tokenizers import get_tokenizer
 
 from tests.specs import MODELS
 from vllm_dllm import plugin
+from vllm_dllm.compat.validation import explain_dead_ends
+from vllm_dllm.report import DEAD_END
 
 
 @pytest.mark.parametrize("backend", ["xgrammar", "outlines", "lm-format-enforcer"])
@@ -63,3 +68,26 @@ def test_a_kind_of_grammar_that_a_backend_does_not_know_is_refused(
         SamplingParams(structured_outputs=grammar)._validate_structured_outputs(
             model_config, StructuredOutputsConfig(backend=backend), tokenizer
         )
+
+
+@pytest.mark.parametrize("reason", [None, DEAD_END])
+async def test_only_a_dead_end_of_a_grammar_is_the_fault_of_its_request(
+    reason: str | None,
+) -> None:
+    """What an engine cannot do for other reasons was told as one, also to requests
+    without a grammar."""
+    plugin.register()
+    end = CompletionOutput(0, "", [], None, None, None, "error", reason)
+
+    async def generate(_: Any) -> AsyncGenerator[RequestOutput, None]:
+        yield RequestOutput("one", None, [2], None, [end], True)
+
+    server: Any = SimpleNamespace(
+        model_config=SimpleNamespace(architectures=["LLaDA2MoeModelLM"])
+    )
+    kind = GenerationError if reason is None else VLLMValidationError
+    with pytest.raises(kind) as failure:
+        async for result in explain_dead_ends.wrapper(generate)(server):
+            ended = result.outputs[0].finish_reason
+            GenerateBaseServing._raise_if_error(server, ended, "one")
+    assert reason is None or str(reason) in str(failure.value)

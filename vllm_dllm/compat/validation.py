@@ -1,7 +1,8 @@
 """Patches of vLLM's checks: what it refuses for a diffusion model, and ours can do."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from vllm_dllm.quoting import quoted
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
     from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
 
-
+Results = AsyncGenerator[Any, None]
 NO_CALLS = (
     "; {!r} reads no structural tag with a format, which vLLM makes of tools that are "
     "required or strict: a server with 'xgrammar' does"
@@ -89,26 +91,29 @@ def allow_structured_outputs(function: Callable[..., None]) -> Callable[..., Non
     return validate
 
 
-@wraps("vllm.entrypoints.generate.base.serving:GenerateBaseServing._raise_if_error")
-def explain_dead_ends(function: Callable[..., None]) -> Callable[..., None]:
-    """Say why an answer of ours could not go on: its grammar allows nothing.
+@wraps("vllm.v1.engine.async_llm:AsyncLLM.generate")
+def explain_dead_ends(function: Callable[..., Results]) -> Callable[..., Results]:
+    """Refuse a request of ours whose grammar turned out to allow nothing.
 
     vLLM calls it an internal error of the server. Removable when it says which request
     asked for what cannot be written.
     """
     from vllm.exceptions import VLLMValidationError
 
-    def raise_if_error(self: Any, finish_reason: str | None, request_id: str) -> None:
-        if finish_reason == "error" and is_ours(self.model_config):
-            raise VLLMValidationError(
-                "structured_outputs cannot be followed to an end: what would have to "
-                "come next is no token of the model, or one of stop_token_ids, or the "
-                "grammar has no answer at all",
-                parameter="structured_outputs",
-            )
-        function(self, finish_reason, request_id)
+    from vllm_dllm.report import DEAD_END
 
-    return raise_if_error
+    async def explained(results: Results) -> Results:
+        async with aclosing(results):
+            async for result in results:
+                if any(choice.stop_reason == DEAD_END for choice in result.outputs):
+                    raise VLLMValidationError(DEAD_END, parameter="structured_outputs")
+                yield result
+
+    def generate(self: "AsyncLLM", *args: Any, **kwargs: Any) -> Results:
+        results = function(self, *args, **kwargs)
+        return explained(results) if is_ours(self.model_config) else results
+
+    return generate
 
 
 def broken_backend(name: str | None) -> str | None:
