@@ -2,7 +2,8 @@
 # Everything that is to be run on an NVIDIA GPU, in order, within 25 minutes, without a
 # network. What a cut-off run has written by then stands in OUT.
 #
-#   tools/gpu_day.sh                     all parts: fit, check, bench, llada, fp8, kernels
+#   tools/gpu_day.sh                     all parts: fit, check, serve, bench, llada, fp8,
+#                                        kernels
 #   tools/gpu_day.sh bench kernels       some of them, again
 #   PARTS=FOLDER tools/gpu_day.sh        with vLLM's CUDA build out of FOLDER/part*.tar.xz
 #   DRY=1 tools/gpu_day.sh               says what it would run
@@ -18,8 +19,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 OUT=${OUT:-gpu-day} SITE=${SITE:-$HOME/gpu-day-site} PARTS=${PARTS:-} DRY=${DRY:-}
 PYTHON=${PYTHON:-python3}
-ALL=(fit check bench llada fp8 kernels)
-declare -A LIMITS=([fit]=120 [check]=420 [bench]=420 [llada]=240 [fp8]=180 [kernels]=120)
+ALL=(fit check serve bench llada fp8 kernels)
+declare -A LIMITS=([fit]=120 [check]=360 [serve]=150 [bench]=360 [llada]=180 [fp8]=150
+    [kernels]=150)
 
 say() { echo "gpu-day: $*"; }
 die() { echo "gpu-day: error: $*" >&2; exit 2; }
@@ -51,7 +53,15 @@ fit() {
     run "$PYTHON" tools/gpu_fit.py vllm
 }
 
-check() { run "$PYTHON" tools/gpu_check.py --jobs 4 --out "$OUT/check.json"; }
+check() {
+    run "$PYTHON" tools/gpu_check.py --jobs "$(nproc)" --every 4 --out "$OUT/check.json"
+}
+
+# A fresh server's memory may double in a minute.
+serve() {
+    run env TRITON_F32_DEFAULT=ieee "$PYTHON" tools/soak.py --servers tiny-llada2 \
+        --minutes 1 --growth 1 --out "$OUT/serve.json"
+}
 
 bench() { measure bench --trace "$OUT/trace"; }
 llada() { measure llada --config llada; }

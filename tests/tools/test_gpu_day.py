@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["fit", "check", "bench", "llada", "fp8", "kernels"]
+PARTS = ["fit", "check", "serve", "bench", "llada", "fp8", "kernels"]
 
 
 def run(out: Path, *parts: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -45,6 +45,7 @@ def test_every_part_is_run_in_order(tmp_path: Path) -> None:
         "wheels/*.whl",
         "gpu_fit.py vllm",
         "tools/gpu_check.py",
+        "tools/soak.py",
         "benchmarks/gpu.py",
         "--config llada",
         "--quantization fp8",
@@ -75,4 +76,4 @@ def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
     """It would be run as the name of some program."""
     day = run(tmp_path, "ls")
     assert day.returncode == 2
-    assert "ls is no part; known: fit check bench llada fp8 kernels" in day.stderr
+    assert "ls is no part; known: fit check serve bench llada fp8 kernels" in day.stderr

@@ -77,7 +77,8 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [Path(sys.executable).with_name("vllm"), "serve", checkpoint]
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+        command += [checkpoint]
         command += ["--host", "127.0.0.1", "--port", port, "--served-model-name", name]
         command += ["--enforce-eager", "--enable-auto-tool-choice"]
         for flag, value in FLAGS.items():
