@@ -13,7 +13,7 @@ from openai import AsyncOpenAI
 from tests.engines import uses_server
 from tests.servers import Server
 from tools.tiny import tokenizer
-from vllm_dllm.serving.streams import Results, event, with_more
+from vllm_dllm.serving.streams import Results, event, opened, with_more
 
 ROUTES = ("chat/completions", "completions")
 TEXT = "Solve: 12 + 30."
@@ -188,6 +188,14 @@ def result(index: int, draft: dict[str, Any] | None, finished: bool = False) -> 
         finished=finished,
         kv_transfer_params=params,
     )
+
+
+def test_a_choice_has_the_index_of_its_stream() -> None:
+    """Of several prompts, the steps and the end of one answer were another's."""
+    answer = result(1, None)
+    [output] = answer.outputs
+    assert opened((2, answer), 3) == (answer, [(7, output)])
+    assert opened(answer, 3) == (answer, [(1, output)])
 
 
 async def test_an_error_of_vllms_is_the_clients() -> None:

@@ -7,7 +7,7 @@ would not know why its answer ended.
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from vllm_dllm.serving.streams import FINISHED, Results, Shape, event
+from vllm_dllm.serving.streams import FINISHED, Results, Shape, event, opened
 
 
 async def with_ends(
@@ -28,13 +28,13 @@ async def with_ends(
     async def watched() -> Results:
         nonlocal is_told
         async for item in results:
-            number, result = item if isinstance(item, tuple) else (0, item)
+            _, choices = opened(item, num_choices)
             is_told = False
             yield item  # and its chunks are read
-            for output in result.outputs:
+            for index, output in choices:
                 if output.finish_reason is not None and not is_told:
                     end = {
-                        "index": output.index + number * num_choices,
+                        "index": index,
                         **shape.nothing,
                         "finish_reason": output.finish_reason,
                         "stop_reason": output.stop_reason,

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NamedTuple
 
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.tokenizers import TokenizerLike
 
 from vllm_dllm.params import PREFIX
@@ -98,11 +99,10 @@ async def with_more(
 
     async def watched() -> Results:
         async for item in results:
-            number, result = item if isinstance(item, tuple) else (0, item)
+            result, choices = opened(item, num_choices)
             params = result.kv_transfer_params or {}
             told = {name: params[name] for name in TRACES if name in params}
-            for output in result.outputs:
-                traces[output.index + number * num_choices] = told
+            traces.update((index, told) for index, _ in choices)
             yield item
             draft = params.get("dllm_draft")
             if draft_chunk is not None and draft is not None and not result.finished:
@@ -125,6 +125,20 @@ async def with_more(
             yield found
     finally:
         task.cancel()
+
+
+def opened(
+    item: Any, num_choices: int
+) -> tuple[RequestOutput, list[tuple[int, CompletionOutput]]]:
+    """One of `Results`, and what it says of each choice, by the choice's index in the
+    stream.
+
+    Args:
+        num_choices: of each prompt.
+    """
+    number, result = item if isinstance(item, tuple) else (0, item)
+    begin = number * num_choices
+    return result, [(begin + output.index, output) for output in result.outputs]
 
 
 def with_trace(chunk: str, traces: dict[int, dict[str, Any]]) -> str:
