@@ -309,10 +309,13 @@ def test_more_blocks_in_flight_than_a_forward_holds_are_refused() -> None:
     with pytest.raises(ValueError) as failure:
         check_length_of({"dllm_buffer_size": 5}, config, 100, 100)
     message = str(failure.value)
-    assert "dllm_buffer_size=5: blocks of 8 tokens are 40 tokens in flight" in message
-    assert "allowed: 32 (max_num_batched_tokens)" in message
+    assert "dllm_buffer_size=5: 5 blocks of 8 tokens are 40 tokens in flight" in message
+    assert "a forward holds 32 (max_num_batched_tokens); allowed: 1 to 4" in message
+    # It is named as it was sent, also where the answer has fewer blocks.
+    with pytest.raises(ValueError, match=r"size=16: 5 blocks .* are 40 tokens"):
+        check_length_of({"dllm_buffer_size": 16}, config, 100, 35)
     for name in ("max_num_scheduled_tokens", "long_prefill_token_threshold"):
         small = CONFIG.with_facts(Facts(max_model_len=500, **{name: 24}))
-        with pytest.raises(ValueError, match=rf"allowed: 24 \({name}\)"):
+        with pytest.raises(ValueError, match=rf"24 \({name}\).*1 to 3"):
             check_length_of({"dllm_buffer_size": 4}, small, 100, 100)
         check_length_of({"dllm_buffer_size": 3}, small, 100, 100)

@@ -71,9 +71,10 @@ class BlockCausalRegime(Regime):
         for name, limit in config.facts.budgets.items():
             if forwarded > limit:
                 raise ValueError(
-                    f"{PREFIX}buffer_size={plan.size}: blocks of {plan.grid.block} "
-                    f"tokens are {forwarded} tokens in flight, which one forward must "
-                    f"hold; allowed: {limit} ({name})"
+                    f"{PREFIX}buffer_size={decoding.buffer_size}: {plan.size} blocks "
+                    f"of {plan.grid.block} tokens are {forwarded} tokens in flight, "
+                    f"and a forward holds {limit} ({name}); "
+                    f"allowed: 1 to {limit // plan.grid.block}"
                 )
 
     def end_of_canvas(self, config: DllmConfig, length: int) -> int:
