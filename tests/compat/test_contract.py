@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vllm_dllm
-from tests.contract import kernel_parameters, path_of_installed
+from tests.contract import kernel_parameters, original, path_of_installed
 from vllm_dllm import compat
 from vllm_dllm.compat.patch import Call, Patch
 from vllm_dllm.ops.runner_kernels import fallback, kernels_of
@@ -67,6 +67,28 @@ def test_a_replaced_kernel_takes_what_vllm_launches_it_with(kernel: str) -> None
     assert len(named) <= len(passed)
     takes_more = inspect.Parameter.VAR_POSITIONAL in kinds
     assert takes_more or len(named) == len(passed), f"{named} for {passed}"
+
+
+@pytest.mark.parametrize(
+    ("patch", "target"),
+    [(patch, name) for patch in compat.EVERYWHERE for name in patch.targets],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_patch_takes_what_vllm_calls_its_function_with(
+    patch: Patch, target: str
+) -> None:
+    """A new parameter is a TypeError, for other models too: `vllm run-batch` of 0.33
+    could not begin."""
+    function = original(target)
+    if inspect.isclass(function):
+        return
+    theirs = inspect.signature(function).parameters.values()
+    takes = inspect.signature(patch.wrapper(function), follow_wrapped=False)
+    kinds = [one.kind for one in takes.parameters.values()]
+    by_place = [one.name for one in theirs if one.kind is one.POSITIONAL_OR_KEYWORD]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        by_place = by_place[: kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    takes.bind(*by_place, **{o.name: 0 for o in theirs if o.name not in by_place})
 
 
 def test_every_patch_is_in_a_table() -> None:

@@ -27,8 +27,9 @@ def answer_unreadable_lines(
 ) -> Callable[..., Awaitable[None]]:
     """Answer a line that cannot be read with an error of its own.
 
-    In vLLM the whole run ends, and with it the answers of all other lines. Removable
-    when vLLM's loop goes on after one.
+    In vLLM 0.32 the whole run ends, and with it the answers of all other lines; 0.33
+    refuses such a file before it loads a model, and fewer lines are left to this.
+    Removable with 0.32.
     """
     from vllm.entrypoints.launchers import run_batch as launcher
 
@@ -58,11 +59,11 @@ def answer_unreadable_lines(
     def make_error(request: Any, error_msg: str) -> Any:
         return tell(request, error_msg=getattr(request, "fault", None) or error_msg)
 
-    async def run_batch(engine_client: Any, args: Any) -> None:
+    async def run_batch(engine_client: Any, *args: Any) -> None:
         if is_ours(engine_client.model_config):
             launcher.BatchRequestInput = Line
             launcher.make_async_error_request_output = make_error
-        await function(engine_client, args)
+        await function(engine_client, *args)
 
     return run_batch
 
