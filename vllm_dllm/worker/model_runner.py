@@ -53,11 +53,10 @@ class DenoisingModelRunner(GPUModelRunner):
 
     def gather_batch_req_state(self, *args: Any, **kwargs: Any) -> Any:
         state, uniform_tokens = super().gather_batch_req_state(*args, **kwargs)
-        layout = self.model_state.slots.layout
-        if state is not None and not layout.is_uniform(state.idx_mapping_np):
-            # No CUDA graph of the whole model, which is captured with one row of
-            # attention for a request, may take the step.
-            uniform_tokens = None
+        if state is not None:
+            uniform_tokens = self.model_state.slots.layout.queries_of_rows(
+                state.idx_mapping_np, state.num_scheduled_tokens, uniform_tokens
+            )
         return state, uniform_tokens
 
     def prepare_inputs(

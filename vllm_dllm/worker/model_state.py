@@ -136,6 +136,8 @@ class DenoisingModelState(ModelState):
             num_tokens = input_batch.num_tokens
         spans = SpanBatch.of(input_batch)
         rows = self.slots.layout.attention_rows(input_batch, num_reqs, spans)
+        if cudagraph_mode == CUDAGraphMode.FULL and rows.owner is not None:
+            rows = rows.as_requests_of(input_batch, block_tables)
         pages = slot_mappings, *block_tables
         same = None if for_capture or spans is None else rows.same_as(pages)
         if same is not None and same == self.attended[0]:

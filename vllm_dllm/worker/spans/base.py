@@ -75,6 +75,18 @@ class Layout(ABC):
         more than a block."""
         return True
 
+    def queries_of_rows(
+        self, slot_np: np.ndarray, num_tokens_np: np.ndarray, of_requests: int | None
+    ) -> int | None:
+        """Queries of each row of attention of a step, if all rows have as many: a CUDA
+        graph of the whole model may take such a step.
+
+        Args:
+            num_tokens_np: [n] int32: positions that each request forwards.
+            of_requests: how many that are, if of all as many and none is prefilled.
+        """
+        return of_requests if self.is_uniform(slot_np) else None
+
     def block_of(
         self, slot: torch.Tensor, known: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,6 +52,13 @@ class BlockCausalLayout(Layout):
         super().add_request(slot, decoding, plan)
         self.room[slot] = int(self.buffers.size_np[slot]) * self.block_size
 
+    def queries_of_rows(
+        self, slot_np: np.ndarray, num_tokens_np: np.ndarray, of_requests: int | None
+    ) -> int | None:
+        # Prefilled or not, and however many blocks: a row is a block.
+        are_whole = not (num_tokens_np % self.block_size).any()
+        return self.block_size if are_whole else None
+
     def are_met(self, spans: SpanBatch) -> torch.Tensor:
         # Not the next block, which comes after one that has ended.
         return spans.block_start + spans.block_length <= spans.end
@@ -101,7 +108,7 @@ def block_causal_rows(
     num_rows, end_np = int(rows_np.sum()), num_tokens.cumsum()
     # Of each row its request, and how far before the end of the span it ends.
     owner_np, left_np = on_host = np.empty((2, num_rows), dtype=np.int64)
-    owner_np[:] = np.arange(num_reqs).repeat(rows_np)
+    owner_np[:] = np.arange(len(num_tokens)).repeat(rows_np)
     # Rows of a request begin `block` apart, the first one where the span does.
     order_np = np.arange(num_rows) - (rows_np.cumsum() - rows_np)[owner_np]
     query_start_np = np.empty(num_rows + 1, dtype=np.int32)

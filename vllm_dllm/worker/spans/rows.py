@@ -70,6 +70,36 @@ class AttentionRows:
         limits = self.max_query_len, self.max_seq_len, self.causal
         return *map(torch.Tensor.data_ptr, filled), *lengths, *limits
 
+    def as_requests_of(
+        self, input_batch: InputBatch, tables: Sequence[torch.Tensor]
+    ) -> "AttentionRows":
+        """The same, in the runner's tensors of what the attention of requests reads: a
+        CUDA graph of the whole model, which is captured with these, takes each row for
+        a request. The rest of the step finds what was in them in copies.
+
+        tables: block tables, [padded, max_pages] int32 each; those of the rows after
+        it.
+        """
+        assert self.owner is not None
+        for table in tables:
+            table[: self.num_rows] = self.block_table(table)
+        starts, lengths = input_batch.query_start_loc, input_batch.seq_lens
+        input_batch.query_start_loc = starts.clone()
+        input_batch.seq_lens = lengths.clone()
+        # What is past the rows is padding, as it was.
+        starts[: self.num_rows + 1] = self.query_start_device
+        lengths[: self.num_rows] = self.seq_lens
+        query_start = self.query_start[-1].repeat(len(starts))
+        query_start[: self.num_rows + 1] = self.query_start
+        return AttentionRows(
+            query_start=query_start,
+            query_start_device=starts,
+            seq_lens=lengths,
+            max_query_len=self.max_query_len,
+            max_seq_len=self.max_seq_len,
+            causal=self.causal,
+        )
+
     def block_table(self, table: torch.Tensor) -> torch.Tensor:
         """The block tables of the rows, from those of the requests.
 
