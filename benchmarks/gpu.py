@@ -55,13 +55,9 @@ class Steps:
 
 
 def start(folder: Path, plan: Plan, eager: bool, **options: Any) -> LLM:
-    on_gpu = current_platform.device_type == "cuda"
-    if on_gpu:  # the experts of vLLM's CPU build do not take simulated routes
+    # The experts of vLLM's CPU build do not take simulated routes.
+    if current_platform.device_type == "cuda":
         os.environ["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = "uniform_random"
-    if on_gpu and not eager:
-        # Batches of one block a request, and those in which some forward two.
-        sizes = {BLOCK * n * k // 4 for n in plan.batches for k in (4, 5, 6, 8)}
-        options["compilation_config"] = {"cudagraph_capture_sizes": sorted(sizes)}
     return LLM(
         str(folder),
         load_format="dummy",

@@ -1,5 +1,6 @@
 """Pages and budgets: what a server accepts at its start, it can schedule."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.checkpoints import derived
 from tests.engine_config import engine_config
 from tests.golden_cases import GOLDEN
 from vllm_dllm.config import DllmConfig
+from vllm_dllm.models.graphs import capture_whole_blocks
 
 SDAR, LLADA, DREAM = "sdar-pub1", "llada-pub0", "dream-pub0"
 BLOCK = 16  # of sdar-pub1
@@ -182,3 +184,41 @@ def test_prompts_that_cannot_be_split_are_not_to_be(model: str) -> None:
         ValueError, match=r"long_prefill_token_threshold=64 .*full attention"
     ):
         engine_config(model, long_prefill_token_threshold=64)
+
+
+# CUDA graphs
+
+
+def captured(**options: Any) -> list[int] | None:
+    """Positions that graphs are captured for, before vLLM looks for a GPU."""
+    config = configured(SDAR)
+    compilation = config.compilation_config
+    compilation.max_cudagraph_capture_size = options.get("largest")
+    compilation.cudagraph_capture_sizes = options.get("sizes")
+    scheduler = config.scheduler_config
+    scheduler.max_num_seqs = options.get("max_num_seqs", 256)
+    scheduler.max_num_batched_tokens = options.get("max_num_batched_tokens", 8192)
+    capture_whole_blocks(config, options.get("block", BLOCK))
+    sizes: list[int] | None = compilation.cudagraph_capture_sizes
+    return sizes
+
+
+def test_graphs_are_captured_for_as_many_blocks_as_there_may_be_requests() -> None:
+    """vLLM's own sizes end at 512 positions: from the 17th block of 32 on, each kernel
+    would be launched by the host."""
+    assert captured(max_num_seqs=5) == [16, 32, 48, 64, 80]
+    assert captured(block=32, max_num_seqs=1024)[-1] == 4096
+    assert captured(max_num_batched_tokens=48) == [16, 32, 48]
+    assert captured(max_num_batched_tokens=8, block=16) == [16]
+    for sizes in (captured(), captured(block=4)):
+        blocks = [size // sizes[0] for size in sizes]
+        assert blocks[0] == 1 and blocks[-1] == 256
+        for less, more in pairwise(blocks):  # of the steps in between, padding
+            assert more - less <= max(1, less / 8)
+        assert len(sizes) < 50
+
+
+def test_sizes_of_graphs_that_the_user_names_are_kept() -> None:
+    """A user who wants fewer, for their memory, would get more."""
+    assert captured(sizes=[16, 64]) == [16, 64]
+    assert captured(largest=64) is None

@@ -8,6 +8,7 @@ from vllm.platforms import current_platform
 
 from vllm_dllm.config import BUDGETS, KEY, DllmConfig
 from vllm_dllm.decoding.registry import BUFFERED
+from vllm_dllm.models.graphs import capture_whole_blocks
 from vllm_dllm.plans.grid import page_size, round_up
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.regimes.window import refuse_other_rules
@@ -40,6 +41,7 @@ def forward_whole_blocks(vllm_config: "VllmConfig", config: DllmConfig) -> None:
     )
     refuse_unsplit_prompts(vllm_config)
     cover_last_block(vllm_config, block)
+    capture_whole_blocks(vllm_config, block)
 
 
 def forward_windows(vllm_config: "VllmConfig", config: DllmConfig) -> None:
