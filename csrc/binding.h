@@ -57,5 +57,6 @@ extern PyMethodDef blocks[];
 extern PyMethodDef choice[];
 extern PyMethodDef spans[];
 extern PyMethodDef int8[];
+extern PyMethodDef reach[];
 
 }  // namespace dllm

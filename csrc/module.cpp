@@ -5,7 +5,7 @@
 namespace {
 // Raised with every change of what Python calls: `vllm_dllm/ops/extension.py` wants
 // the same one.
-constexpr long kVersion = 2;
+constexpr long kVersion = 3;
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr,
                           nullptr,               nullptr, nullptr, nullptr};
@@ -20,7 +20,7 @@ PyMODINIT_FUNC PyInit__C() {
   }
   for (PyMethodDef* methods :
        {dllm::runner_kernels, dllm::candidate, dllm::blocks, dllm::choice, dllm::spans,
-        dllm::int8}) {
+        dllm::int8, dllm::reach}) {
     if (PyModule_AddFunctions(module, methods) != 0) {
       Py_DECREF(module);
       return nullptr;

@@ -28,6 +28,8 @@ class Run:
     to be assumed; None where text is not free (free_text.py)."""
 
 
+NO_RUN = Run()
+"""Of a request of which nothing is assumed."""
 PADDING = -1
 """vLLM's draft token that stands for none."""
 

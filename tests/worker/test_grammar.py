@@ -10,10 +10,8 @@ from vllm.v1.core.sched.output import GrammarOutput
 
 from tests.worker.blocks import input_batch_of
 from tests.worker.desk import MASK, Desk
-from vllm_dllm.ops import near
 from vllm_dllm.runs import Run
-from vllm_dllm.worker import grammar as of_worker
-from vllm_dllm.worker.grammar import Reach, exclude_ungrammatical, show_forced
+from vllm_dllm.worker.grammar import exclude_ungrammatical, show_forced
 
 BLOCK, VOCAB, SLOTS = 8, 70, 6
 WORDS = -(-VOCAB // 32)
@@ -27,24 +25,15 @@ def bits_of(tokens: set[int]) -> list[int]:
     return [word - (1 << 32) if word >> 31 else word for word in words]
 
 
-def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch do what numpy does for tensors in the host's memory."""
-    for module in (near, of_worker):
-        monkeypatch.setattr(module, "near", lambda tensor: tensor)
-        monkeypatch.setattr(module, "brought", lambda array, _: torch.tensor(array))
-
-
-@pytest.mark.parametrize(("whole_blocks", "on_device"), [(False, False), (True, True)])
+@pytest.mark.parametrize("whole_blocks", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
-    whole_blocks: bool, on_device: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+    whole_blocks: bool, seed: int
 ) -> None:
     """On a GPU rows are those of whole blocks, on CPU those of masks; a request in the
     middle of its prompt has none, and vLLM sends a row of bits for it all the same. A
     run has one more than it has tokens, if there is room; a walk sent them with it, or
     vLLM. In free text the first row holds for all."""
-    if on_device:
-        as_on_a_device(monkeypatch)
     rng = random.Random(seed)
     desk = Desk("block-causal", SLOTS, BLOCK)
     desk.slots.canvas.whole_blocks = whole_blocks
@@ -104,11 +93,10 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
     if reach is None:
         assert not allowed
         return
-    has_bits = torch.as_tensor(reach.has_bits)
-    assert set(map(tuple, has_bits.nonzero().tolist())) == allowed.keys()
+    assert set(map(tuple, reach.has_bits.nonzero().tolist())) == allowed.keys()
     for (index, column), some in allowed.items():
         ahead = column - known[index] % BLOCK
-        assert reach.follows[index] and reach.forced[index, column] == (len(some) == 1)
+        assert reach.forced[index, column] == (len(some) == 1)
         if runs[index].free is not None:
             assert (
                 reach.free is not None and reach.free[index].tolist() == FREE.tolist()
@@ -116,53 +104,6 @@ def test_the_first_masks_of_its_requests_lose_what_it_does_not_allow(
         else:
             assumed = [*runs[index].tokens, -1]
             assert int(reach.assumed[index, column]) == assumed[ahead]
-
-
-@pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("seed", range(40))
-def test_a_run_is_written_as_far_as_it_holds(
-    seed: int, on_device: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A token whose bits were for another one before it, or behind a gap, breaks the
-    grammar; if nothing is written, the request never ends."""
-    rng, width = random.Random(seed), 7
-    follows = [rng.random() < 0.8 for _ in range(6)]
-    first = [rng.randrange(width) for _ in follows]
-    sent = [rng.randint(1, width - column) for column in first]
-    shape = len(follows), width
-    candidate = torch.randint(3, shape, generator=torch.Generator().manual_seed(seed))
-    assumed = torch.where(torch.rand(shape) < 0.7, candidate, candidate + 1)
-    has_bits = torch.zeros(shape, dtype=torch.bool)
-    for row, (column, count) in enumerate(zip(first, sent, strict=True)):
-        has_bits[row, column : column + count * follows[row]] = True
-    forced = has_bits & (torch.rand(shape) < 0.4)
-    free = torch.rand(len(follows), 3) < 0.5 if seed % 2 else None
-    if on_device:
-        as_on_a_device(monkeypatch)
-    grids = torch.tensor(follows).unsqueeze(1), has_bits, forced, assumed
-    known = None if free is None else of_worker.near(free)
-    reach = Reach(*map(of_worker.near, grids), known)
-    choice = reach.to_choose_from(candidate)
-    wanted = torch.rand(shape) < 0.5
-    write = reach.from_the_left(wanted & choice, candidate)
-    for row, follow in enumerate(follows):
-        if not follow:
-            assert choice[row].all() and torch.equal(write[row], wanted[row])
-            continue
-        may, written, holds, unwanted = set(), set(), True, False
-        for column in range(first[row], first[row] + sent[row]):
-            if not forced[row, column]:
-                unwanted |= not wanted[row, column]
-                holds &= not may or not unwanted
-                may.add(column)
-            if holds:
-                written.add(column)
-            token = candidate[row, column]
-            if token != assumed[row, column] and (free is None or not free[row, token]):
-                break
-        assert set(choice[row].nonzero().flatten().tolist()) == may
-        assert set(write[row].nonzero().flatten().tolist()) == written
-        assert written
 
 
 def test_forced_tokens_are_shown_to_the_model() -> None:

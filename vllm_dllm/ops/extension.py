@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 logger = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 """That of csrc/module.cpp."""
 
 

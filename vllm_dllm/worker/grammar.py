@@ -14,76 +14,23 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.sched.output import GrammarOutput
 
-from vllm_dllm.ops.near import Array, brought, near, picked, searchsorted, unpacked
-from vllm_dllm.runs import PADDING, Run
+from vllm_dllm.ops.reach import Reach, exclude, unpacked
+from vllm_dllm.runs import NO_RUN, PADDING, Run
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.spans.batch import SpanBatch
-
-
-@dataclass
-class Reach:
-    """What the requests with a grammar may be written in a step."""
-
-    follows: Array
-    """[m, 1] bool: blocks of requests with a grammar."""
-    has_bits: Array
-    """[m, width] bool: positions that bits were sent for, the first mask and those
-    right of it."""
-    forced: Array
-    """[m, width] bool: of these, the ones that have one token allowed."""
-    assumed: Array
-    """[m, width] int64: the tokens for which the bits of later positions hold."""
-    free: Array | None = None
-    """[m, vocab] bool: others for which they hold; None if no text is free."""
-
-    @property
-    def is_forced(self) -> torch.Tensor:
-        """`forced`."""
-        return torch.as_tensor(self.forced)
-
-    def to_choose_from(self, candidate: torch.Tensor) -> torch.Tensor:
-        """[m, width] bool: what a rule may be asked about. Forced tokens are no choice.
-
-        Args:
-            candidate: [m, width] int64.
-        """
-        reached = self._reached(near(candidate))
-        return torch.as_tensor(~self.follows | (reached & ~self.forced))
-
-    def from_the_left(
-        self, write: torch.Tensor, candidate: torch.Tensor
-    ) -> torch.Tensor:
-        """[m, width] bool: of `write`, what has no gap before it. The first choice is
-        made whatever the rule says, and alone if the rule left it out.
-
-        Args:
-            write: [m, width] bool, the rule's answer; candidate: [m, width] int64.
-        """
-        wanted, reached = near(write), self._reached(near(candidate))
-        chosen = reached & ~self.forced
-        first = chosen & (chosen.cumsum(1) == 1)
-        alone = (first & ~wanted).any(1)[:, None]
-        gap = chosen & ~first & (alone | ~wanted)
-        taken = reached & (gap.cumsum(1) == 0)
-        return torch.as_tensor((self.follows & taken) | (~self.follows & wanted))
-
-    def _reached(self, candidate: Array) -> Array:
-        """[m, width] bool: positions whose bits hold, if all before them are written:
-        those have their candidates as assumed."""
-        other = self.has_bits & (candidate != self.assumed)
-        if self.free is not None:
-            other &= ~picked(self.free, candidate)
-        return self.has_bits & (other.cumsum(1) <= other)
+from vllm_dllm.worker.spans.block_rows import BlockRows
 
 
 @dataclass
 class Bits:
     """The rows of bits that were sent for a step; a list of each has one for a row."""
 
+    rows: BlockRows | None
+    """Of the step."""
     words: list[np.ndarray] = field(default_factory=list)
     """[rows, words] int32 each."""
-    request: list[int] = field(default_factory=list)
-    """Index in the batch."""
+    block: list[int] = field(default_factory=list)
+    """Index in the batch of the first one of its request."""
     ahead: list[int] = field(default_factory=list)
     """Positions from the first mask on."""
     assumed: list[int] = field(default_factory=list)
@@ -91,12 +38,17 @@ class Bits:
 
     def add(self, request: int, words: np.ndarray, tokens: Sequence[int]) -> None:
         """Add the rows of a request, whose run may end before the last of them."""
-        count = len(words)
+        count, block = len(words), first_block(self.rows, request)
         self.words.append(words)
-        self.request += [request] * count
+        self.block += [block] * count
         self.ahead += range(count)
         self.assumed += tokens[:count]
         self.assumed += [PADDING] * (count - len(tokens))
+
+    @property
+    def places(self) -> np.ndarray:
+        """As `ops.reach.exclude` wants them."""
+        return np.array([self.block, self.ahead, self.assumed])
 
 
 def exclude_ungrammatical(
@@ -121,7 +73,7 @@ def exclude_ungrammatical(
     Returns:
         What may be written; None if no request with a grammar has a canvas.
     """
-    runs, sent = batch.spans.runs or [Run()] * len(req_ids), Bits()
+    runs, sent = batch.spans.runs or [NO_RUN] * len(req_ids), Bits(batch.spans.rows)
     for index, run in enumerate(runs):
         if run.bits is not None:
             sent.add(index, run.bits, run.tokens)
@@ -129,21 +81,15 @@ def exclude_ungrammatical(
         _add_those_of_vllm(sent, grammar, req_ids, runs, num_drafts.tolist())
     if not sent.words:
         return None
-    device, vocab, rows = logits.device, logits.shape[1], batch.spans.rows
-    words = np.concatenate(sent.words)
-    of_rows = np.array([sent.request, sent.ahead, sent.assumed])
-    request, ahead, token = brought(of_rows, device)
-    is_forced = brought(np.bitwise_count(words).sum(axis=1) == 1, device)
-    block = request if rows is None else near(rows.begin)[request]
-    cell = block, near(batch.first)[block] + ahead
-    row = torch.as_tensor(_rows_of(batch, *cell))
-    banned = torch.as_tensor(unpacked(~words, vocab, device))
-    logits[row] = logits[row].masked_fill(banned, float("-inf"))
-    has_bits, forced = (near(torch.zeros_like(batch.masked)) for _ in range(2))
-    assumed = near(torch.zeros_like(batch.tokens))
-    has_bits[cell], forced[cell], assumed[cell] = True, is_forced, token
-    free = _free_tokens(runs, batch, vocab)
-    return Reach(has_bits.any(1)[:, None], has_bits, forced, assumed, free)
+    words, width = np.concatenate(sent.words), batch.tokens.shape[1]
+    reach = exclude(logits, words, sent.places, batch.first, batch.cell, width)
+    reach.free = _free_tokens(runs, batch, logits.shape[1])
+    return reach
+
+
+def first_block(rows: BlockRows | None, request: int) -> int:
+    """Index in the batch of the first block of a request."""
+    return request if rows is None else int(rows.begin_np[request])
 
 
 def _add_those_of_vllm(
@@ -175,16 +121,17 @@ def _add_those_of_vllm(
         begin += size
 
 
-def _free_tokens(runs: list[Run], batch: CanvasBatch, vocab: int) -> Array | None:
+def _free_tokens(
+    runs: list[Run], batch: CanvasBatch, vocab: int
+) -> torch.Tensor | None:
     """`Reach.free`."""
     found = [(i, run.free) for i, run in enumerate(runs) if run.free is not None]
     if not found:
         return None
     device, rows = batch.tokens.device, batch.spans.rows
-    request = brought(np.array([i for i, _ in found]), device)
-    some = unpacked(np.stack([bits for _, bits in found]), vocab, device)
-    free = near(batch.masked.new_zeros(len(batch.slot), vocab))
-    free[request if rows is None else near(rows.begin)[request]] = some
+    block = async_tensor_h2d(np.array([first_block(rows, i) for i, _ in found]), device)
+    free = batch.masked.new_zeros(len(batch.slot), vocab)
+    free[block] = unpacked(np.stack([bits for _, bits in found]), vocab, device)
     return free
 
 
@@ -212,17 +159,3 @@ def show_forced(spans: SpanBatch, all_token_ids: torch.Tensor) -> None:
     shown = async_tensor_h2d(forced.astype(np.int64), all_token_ids.device)
     shows = spans.decides if spans.keeps is None else spans.decides & ~spans.keeps
     spans.shown = spans.shown + shown * shows
-
-
-def _rows_of(batch: CanvasBatch, block: Array, column: Array) -> Array:
-    """[m] int64: the rows of logits of some masks of canvases that are nothing else.
-
-    These have a row in every step: with shifted logits, a refresh decides the first
-    position of a block, and later steps begin after it.
-
-    Args:
-        block, column: [m] int64, index into the batch's blocks.
-    """
-    width = batch.tokens.shape[1]
-    of_rows, columns = map(near, batch.cell)  # in the order of positions
-    return searchsorted(of_rows * width + columns, block * width + column)

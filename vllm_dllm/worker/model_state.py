@@ -19,7 +19,7 @@ from vllm.v1.worker.utils import AttentionGroup
 from vllm_dllm.config import DllmConfig
 from vllm_dllm.progress import StepPlan
 from vllm_dllm.regimes.registry import regime_of
-from vllm_dllm.runs import Run, Runs
+from vllm_dllm.runs import NO_RUN, Runs
 from vllm_dllm.worker.embeddings import Embeddings
 from vllm_dllm.worker.grammar import show_forced
 from vllm_dllm.worker.sampler import DenoisingSampler
@@ -90,7 +90,7 @@ class DenoisingModelState(ModelState):
         spans = self.slots.layout.arrange(spans, blocks)
         spans.is_busy = StepPlan.is_of_busy_server(input_batch)
         if runs:
-            spans.runs = [runs.get(req_id, Run()) for req_id in input_batch.req_ids]
+            spans.runs = [runs.get(req_id, NO_RUN) for req_id in input_batch.req_ids]
             show_forced(spans, req_states.all_token_ids.gpu)
         spans.attach(input_batch)
 

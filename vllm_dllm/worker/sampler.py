@@ -13,13 +13,14 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_dllm.decoding.base import CanvasStep, Moves, reshapes
 from vllm_dllm.ops.candidate import Candidates, candidates
+from vllm_dllm.ops.reach import Reach
 from vllm_dllm.report import StepReport
 from vllm_dllm.worker.batch_rules import BatchRules
 from vllm_dllm.worker.bonus import with_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.decision import StepDecision
 from vllm_dllm.worker.emission import emit
-from vllm_dllm.worker.grammar import Reach, exclude_ungrammatical
+from vllm_dllm.worker.grammar import exclude_ungrammatical
 from vllm_dllm.worker.moves import another_token, merged, without_moves
 from vllm_dllm.worker.rule_tables import needs_of
 from vllm_dllm.worker.slots import Slots
@@ -139,7 +140,7 @@ class DenoisingSampler:
             changed=decision.changed,
             candidate=decision.candidate,
             count=count,
-            forced=None if reach is None else decision.write & reach.is_forced,
+            forced=None if reach is None else decision.write & reach.forced,
             opened=self.buffers.opened,
         )
         self._make_report = partial(self.telling.report, outcome)
