@@ -151,6 +151,26 @@ def test_a_window_that_a_layer_has_is_refused(
         engine_config(folder)
 
 
+# Rotary positions
+
+
+@every_family
+@pytest.mark.parametrize("stretch", ["yarn", "linear"])
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_positions_may_be_stretched(
+    base: str, stretch: str, field: str, tmp_path: Path
+) -> None:
+    """Whoever wants longer prompts adds this: LLaDA's config could not be read with
+    one of them, and one that is overlooked gives other tokens."""
+    longest = {"original_max_position_embeddings": 512}
+    fields = {"rope_type": stretch, "rope_theta": 9000.0, "factor": 2.0} | longest
+    folder = derived(
+        tmp_path / "model", base, **{"rope_parameters": None, field: fields}
+    )
+    config = engine_config(folder).model_config.hf_config
+    assert config.rope_parameters.items() >= fields.items()
+
+
 # The name of the config
 
 

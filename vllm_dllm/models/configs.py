@@ -197,6 +197,8 @@ class LLaDAConfig(PreTrainedConfig):
             fields.setdefault("moe_layer_freq", [1] * fields["num_hidden_layers"])
             fields.setdefault("moe_router_enable_expert_bias", False)
             fields.setdefault("shared_expert_intermediate_size", 0)
+        # Rotary frequencies that are stretched are checked against it.
+        self.max_position_embeddings = fields["max_position_embeddings"]
         super().__init__(**fields)
 
 
