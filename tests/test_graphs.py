@@ -21,10 +21,13 @@ def test_a_graph_takes_each_block_for_a_request(engine: Engine) -> None:
     # vLLM has no graph of more rows than `max_num_seqs`.
     cases = golden_cases(engine.spec.checkpoint, block)[:12]
     with replayed(engine, [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]) as graphs:
+        engine.forget_prefixes()
         outputs = engine.ask(cases)
+        with_prefixes = engine.ask(cases)
         engine.forget_prefixes()
         alone = engine.ask(cases[:1])
-    assert differences(cases, [tokens_of(o) for o in outputs]) == []
+    for answers in (outputs, with_prefixes):
+        assert differences(cases, [tokens_of(o) for o in answers]) == []
     assert differences(cases[:1], [tokens_of(o) for o in alone]) == []
     forwards = [engine.forwards(output) for output in outputs]
     assert too_many_forwards(cases, forwards) == []
