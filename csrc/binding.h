@@ -1,4 +1,5 @@
-// Python calls to C++ functions of pointers (passed as int) and integers.
+// Python calls to C++ functions of pointers (passed as int) and integers, which give
+// nothing or an integer.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -24,7 +25,7 @@ T argument(PyObject* value) {
 template <auto Function>
 struct Binding;
 
-template <typename... Args, void (*Function)(Args...)>
+template <typename Result, typename... Args, Result (*Function)(Args...)>
 struct Binding<Function> {
   static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     constexpr Py_ssize_t expected = sizeof...(Args);
@@ -39,8 +40,12 @@ struct Binding<Function> {
   static PyObject* invoke(PyObject* const* args, std::index_sequence<I...>) {
     const std::tuple<Args...> values{argument<Args>(args[I])...};
     if (PyErr_Occurred()) return nullptr;
-    std::apply(Function, values);
-    Py_RETURN_NONE;
+    if constexpr (std::is_void_v<Result>) {
+      std::apply(Function, values);
+      Py_RETURN_NONE;
+    } else {
+      return PyLong_FromLongLong(std::apply(Function, values));
+    }
   }
 };
 

@@ -51,6 +51,21 @@ void write_tokens(int64_t num_blocks, int64_t width, const uint8_t* where,
   }
 }
 
+// Block, column and position of each wanted cell, in three rows of n * width; how many.
+int64_t cells(int64_t num_blocks, int64_t width, const uint8_t* wanted,
+              const int64_t* start, int64_t* found) {
+  const int64_t most = num_blocks * width;
+  int64_t count = 0;
+  for (int64_t i = 0; i < most; ++i) {
+    if (!wanted[i]) continue;
+    found[count] = i / width;
+    found[most + count] = i % width;
+    found[2 * most + count] = start[i / width] + i % width;
+    ++count;
+  }
+  return count;
+}
+
 // Values of 4 or 8 bytes to their cells of a grid of zeros.
 void spread(int64_t num_blocks, int64_t width, int64_t num_rows, int64_t element_size,
             const int64_t* block, const int64_t* column, const char* values,
@@ -122,6 +137,7 @@ void hand_out(int64_t num_blocks, int64_t width, int64_t mask_token_id,
 PyMethodDef dllm::blocks[] = {
     dllm::method<gather_blocks>("gather_blocks"),
     dllm::method<write_tokens>("write_tokens"),
+    dllm::method<cells>("cells"),
     dllm::method<spread>("spread"),
     dllm::method<leave>("leave"),
     dllm::method<hand_out>("hand_out"),

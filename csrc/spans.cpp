@@ -76,6 +76,22 @@ void logit_rows(int64_t num_rows, int64_t shift, const int64_t* request,
   }
 }
 
+void block_rows(int64_t num_reqs, int64_t block, const int32_t* query_start_loc,
+                const int32_t* seq_lens, int32_t* query_start, int64_t* owner,
+                int32_t* row_lens) {
+  int64_t row = 0;
+  for (int64_t i = 0; i < num_reqs; ++i) {
+    const int64_t end = query_start_loc[i + 1];
+    for (int64_t begin = query_start_loc[i]; begin < end; begin += block) {
+      query_start[row] = static_cast<int32_t>(begin);
+      owner[row] = i;
+      const int64_t left = std::max<int64_t>(end - begin - block, 0);
+      row_lens[row++] = static_cast<int32_t>(seq_lens[i] - left);
+    }
+  }
+  query_start[row] = query_start_loc[num_reqs];
+}
+
 }  // namespace
 
 PyMethodDef dllm::spans[] = {
@@ -84,5 +100,6 @@ PyMethodDef dllm::spans[] = {
     dllm::method<show_known>("show_known"),
     dllm::method<of_rings>("of_rings"),
     dllm::method<logit_rows>("logit_rows"),
+    dllm::method<block_rows>("block_rows"),
     {nullptr, nullptr, 0, nullptr},
 };

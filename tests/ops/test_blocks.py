@@ -5,7 +5,7 @@ import torch
 
 from vllm_dllm.ops import blocks as op
 from vllm_dllm.ops import extension
-from vllm_dllm.ops.blocks import Places, Tables
+from vllm_dllm.ops.blocks import Kept, Places, Tables
 
 MASK, SLOTS = 9, 12
 SHAPES = [(1, 1), (1, 4), (3, 5), (8, 32)]
@@ -53,13 +53,19 @@ class Step:
             for values in (candidate, candidate.float())
         ]
         left = op.leave(tokens, masked, self.first, self.length, self.active)
-        blocks = Tables(tokens, decided_at, step, post_steps)
+        blocks = Kept(tokens, decided_at, step, post_steps)
         ends = self.flag(0.7, self.shape[0]), self.number(90, 110, SLOTS), MASK
         places = self.places, blocks, masked
         out = op.hand_out(self.tables, *places, *of_blocks, *ends)
         for leaving in (left, out):
             answers += [leaving.tokens, leaving.count, leaving.finished]
-        return [*kept, *blocks, masked, *answers, *self.tables]
+        answers += op.cells(written, self.start)
+        return [*kept, *blocks, masked, *answers, *self.kept()]
+
+    def kept(self) -> list[torch.Tensor]:
+        """What the tables hold."""
+        tables = self.tables
+        return [tables.tokens, tables.decided_at, tables.step, tables.post_steps]
 
 
 @every
@@ -79,11 +85,11 @@ def test_a_step_is_the_same_in_every_implementation(
 def test_slots_of_others_are_left_alone(blocks: int, width: int) -> None:
     """A request would go on with the tokens of another one's block."""
     step = Step(blocks, width, seed=0)
-    before = [table.clone() for table in step.tables]
+    before = [table.clone() for table in step.kept()]
     step.taken()
     others = torch.ones(SLOTS, dtype=torch.bool)
     others[step.places.slot] = False
-    for table, had in zip(step.tables, before, strict=True):
+    for table, had in zip(step.kept(), before, strict=True):
         assert torch.equal(table[others], had[others])
-    for table, had in zip(step.tables[:2], before[:2], strict=True):
+    for table, had in zip(step.kept()[:2], before[:2], strict=True):
         assert torch.equal(table[:, width:], had[:, width:])

@@ -5,7 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vllm_dllm.ops.choice import best, best_torch, quota, quota_torch
+from vllm_dllm.ops.choice import (
+    best,
+    best_of_quota,
+    best_torch,
+    quota,
+    quota_torch,
+)
 
 SHAPES = [(1, 1), (3, 4), (7, 33), (32, 1000)]
 every_best = pytest.mark.parametrize("choose", [best, best_torch])
@@ -75,4 +81,9 @@ def test_the_quota_is_the_same_in_every_implementation(rows: int, block: int) ->
         step = torch.randint(0, 2 * block, (rows,), generator=draw)
         steps = torch.randint(1, 2 * block + 1, (rows,), generator=draw)
         arguments = masked, length, step, steps
-        assert torch.equal(quota(*arguments), quota_torch(*arguments))
+        count = quota_torch(*arguments)
+        assert torch.equal(quota(*arguments), count)
+        score = torch.randint(0, 9, (rows, block), generator=draw).float() / 8
+        for above in (None, torch.rand(rows, generator=draw)):
+            chosen = best_of_quota(score, *arguments, above)
+            assert torch.equal(chosen, best_torch(score, masked, count, above))

@@ -6,6 +6,7 @@ import torch
 from vllm_dllm.ops import extension
 from vllm_dllm.ops.spans import (
     block_of,
+    block_rows,
     logit_rows,
     of_rings,
     show_known,
@@ -44,7 +45,8 @@ def laid_out(seed: int, requests: int) -> list[torch.Tensor]:
         logit_rows(wanted, number(0, 80, 30), query_start, start, shift)
         for shift in (0, 1)
     ]
-    return [*found, ids, rings, *rows]
+    step = query_start_loc.int(), lengths.int().numpy(), (start + lengths).int()
+    return [*found, ids, rings, *rows, *block_rows(*step, block=int(number(1, 9, 1)))]
 
 
 @pytest.mark.parametrize("requests", [1, 2, SLOTS])

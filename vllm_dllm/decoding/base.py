@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 import torch
 
 from vllm_dllm.ops.choice import best as best  # rules take it from here
-from vllm_dllm.ops.choice import quota
+from vllm_dllm.ops.choice import best_of_quota, quota
 
 
 class Moves(NamedTuple):
@@ -107,8 +107,27 @@ class CanvasStep:
         Returns:
             [n] int64 tensor.
         """
+        return quota(*self._shared_out())
+
+    def best_of_quota(
+        self, score: torch.Tensor, above: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[n, block] bool: the masked positions with the highest score, as many as
+        `quota` says, or all that score higher than `above`, if these are more.
+
+        Args:
+            score: [n, block] float tensor.
+            above: [n] float32 tensor.
+        """
+        return best_of_quota(score, *self._shared_out(), above)
+
+    def _shared_out(
+        self,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Masks of the blocks, and over how many steps their positions are shared
+        out."""
         length = self.length if self.given is None else self.length - self.given
-        return quota(self.masked, length, self.step, self.params["steps"])
+        return self.masked, length, self.step, self.params["steps"]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule
 
 
 class Entropy(SelectingRule):
@@ -18,4 +18,4 @@ class Entropy(SelectingRule):
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
         assert canvas.entropy is not None
-        return best(-canvas.entropy, canvas.masked, canvas.quota())
+        return canvas.best_of_quota(-canvas.entropy)

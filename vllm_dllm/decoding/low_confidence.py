@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule
 
 
 class LowConfidence(SelectingRule):
     parameters: ClassVar[frozenset[str]] = frozenset({"steps"})
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
-        return best(canvas.confidence, canvas.masked, canvas.quota())
+        return canvas.best_of_quota(canvas.confidence)

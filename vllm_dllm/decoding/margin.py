@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule
 
 
 class Margin(SelectingRule):
@@ -18,4 +18,4 @@ class Margin(SelectingRule):
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
         assert canvas.margin is not None
-        return best(canvas.margin, canvas.masked, canvas.quota())
+        return canvas.best_of_quota(canvas.margin)

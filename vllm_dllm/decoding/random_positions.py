@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule
 
 
 class RandomPositions(SelectingRule):
@@ -18,4 +18,4 @@ class RandomPositions(SelectingRule):
 
     def select(self, canvas: CanvasStep) -> torch.Tensor:
         assert canvas.noise is not None
-        return best(canvas.noise, canvas.masked, canvas.quota())
+        return canvas.best_of_quota(canvas.noise)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from vllm_dllm.decoding.base import CanvasStep, SelectingRule, best
+from vllm_dllm.decoding.base import CanvasStep, SelectingRule
 
 
 class Threshold(SelectingRule):
@@ -19,4 +19,4 @@ class Threshold(SelectingRule):
         # The positions above the threshold are the surest ones, so the larger of the
         # two sets holds the smaller.
         above = canvas.params["threshold"]
-        return best(canvas.confidence, canvas.masked, canvas.quota(), above)
+        return canvas.best_of_quota(canvas.confidence, above)

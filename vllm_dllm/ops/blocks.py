@@ -5,6 +5,7 @@ shorter one leaves columns unused.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ import torch
 from vllm_dllm.ops.extension import addresses, load_for
 
 
-class Tables(NamedTuple):
+@dataclass(frozen=True)
+class Tables:
     """What is kept of the blocks of each slot, int64; rows may lie apart."""
 
     tokens: torch.Tensor
@@ -23,6 +25,27 @@ class Tables(NamedTuple):
     """[num_slots, blocks in flight]."""
     post_steps: torch.Tensor
     """[num_slots, blocks in flight]."""
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Addresses and row strides, as C++ takes them."""
+        tables = self.tokens, self.decided_at, self.step, self.post_steps
+        return [
+            part for table in tables for part in (table.data_ptr(), table.stride(0))
+        ]
+
+
+class Kept(NamedTuple):
+    """What `Tables` hold, of the blocks of a step."""
+
+    tokens: torch.Tensor
+    """[m, width] int64."""
+    decided_at: torch.Tensor
+    """[m, width] int64."""
+    step: torch.Tensor
+    """[m] int64."""
+    post_steps: torch.Tensor
+    """[m] int64."""
 
 
 class Places(NamedTuple):
@@ -79,7 +102,7 @@ def gather(
     of_blocks = known, start, length, active
     if native is None:
         return _gather_torch(tables, places, *of_blocks, width, mask_token_id)
-    shape = len(active), width
+    shape = active.shape[0], width
     found = Blocks(
         tokens=known.new_empty(shape),
         decided_at=known.new_empty(shape),
@@ -89,7 +112,7 @@ def gather(
         editable=active.new_empty(shape),
     )
     arguments = addresses(places.slot, *of_blocks, *found)
-    native.gather_blocks(*shape, mask_token_id, *_rows_of(tables), *arguments)
+    native.gather_blocks(*shape, mask_token_id, *tables.rows, *arguments)
     return found
 
 
@@ -123,6 +146,25 @@ def _gather_torch(
     )
 
 
+def cells(
+    wanted: torch.Tensor, start: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Block, column and position of the wanted cells of a grid, in their order; each
+    [rows] int64.
+
+    Args:
+        wanted: [m, width] bool; start: [m] int64: position of a block's first column.
+    """
+    native = load_for(wanted)
+    if native is None or not wanted.is_contiguous():
+        block, column = wanted.nonzero(as_tuple=True)
+        return block, column, start[block] + column
+    found = start.new_empty((3, wanted.numel()))
+    count = native.cells(*wanted.shape, *addresses(wanted, start, found))
+    block, column, position = found[:, :count].unbind()
+    return block, column, position
+
+
 def spread(
     rows: torch.Tensor, cell: tuple[torch.Tensor, torch.Tensor], shape: torch.Size
 ) -> torch.Tensor:
@@ -136,7 +178,7 @@ def spread(
         grid[cell] = rows
         return grid
     grid = rows.new_empty(shape)
-    sizes = *shape, len(rows), rows.element_size()
+    sizes = *shape, rows.shape[0], rows.element_size()
     native.spread(*sizes, *addresses(*cell, rows, grid))
     return grid
 
@@ -216,7 +258,7 @@ def leave(
 def hand_out(
     tables: Tables,
     places: Places,
-    blocks: Tables,
+    blocks: Kept,
     masked: torch.Tensor,
     known: torch.Tensor,
     start: torch.Tensor,
@@ -230,7 +272,6 @@ def hand_out(
     rest.
 
     Args:
-        blocks: what tables hold, of the blocks: [m, width] or [m].
         masked, known, start, length, active: as in `gather`, after the step.
         done: [m] bool: decoded positions of the block are stable.
         max_len: [num_slots] int64: known tokens at which requests end.
@@ -249,7 +290,7 @@ def hand_out(
         given = addresses(max_len, places.slot, *blocks, masked, *of_blocks)
         taken = addresses(found.tokens, found.count, found.finished)
         sizes = *masked.shape, mask_token_id
-        native.hand_out(*sizes, *_rows_of(tables), *given, *taken)
+        native.hand_out(*sizes, *tables.rows, *given, *taken)
         return found
     first = known - start
     found = leave(blocks.tokens, masked, first, length, active & done)
@@ -263,7 +304,7 @@ def hand_out(
 def store(
     tables: Tables,
     places: Places,
-    blocks: Tables,
+    blocks: Kept,
     masked: torch.Tensor,
     taken: torch.Tensor,
     left: torch.Tensor,
@@ -273,7 +314,6 @@ def store(
     """Keep blocks after a step; what has left makes room for masks.
 
     Args:
-        blocks: what tables hold, of the blocks: [m, width] or [m].
         masked: [m, width] bool.
         taken: [m] bool: whether the step was one of theirs.
         left: [m] int64: the first column that has not left.
@@ -287,8 +327,3 @@ def store(
     tables.decided_at[index] = blocks.decided_at
     tables.step[slot, place] = (blocks.step + taken).masked_fill(finished, 0)
     tables.post_steps[slot, place] = blocks.post_steps.masked_fill(finished, 0)
-
-
-def _rows_of(tables: Tables) -> list[int]:
-    """Addresses and row strides, as C++ takes them."""
-    return [part for table in tables for part in (table.data_ptr(), table.stride(0))]

@@ -71,6 +71,33 @@ def best(
     return chosen
 
 
+def best_of_quota(
+    score: torch.Tensor,
+    masked: torch.Tensor,
+    length: torch.Tensor,
+    step: torch.Tensor,
+    steps: torch.Tensor,
+    above: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`best` of the masked positions, as many as `quota` says.
+
+    Args:
+        score, above: as in `best`.
+        masked, length, step, steps: as in `quota`.
+    """
+    native = load_for(score)
+    is_plain = score.is_contiguous() and masked.is_contiguous()
+    if native is None or score.dtype is not torch.float32 or not is_plain:
+        return best_torch(
+            score, masked, quota_torch(masked, length, step, steps), above
+        )
+    chosen = torch.empty_like(masked)
+    least = 0 if above is None else above.data_ptr()
+    tensors = score, masked, length, step, steps, chosen
+    native.best_of_quota(*score.shape, least, *addresses(*tensors))
+    return chosen
+
+
 def best_torch(
     score: torch.Tensor,
     among: torch.Tensor,

@@ -3,7 +3,9 @@
 On CPU by csrc/, elsewhere and without it in torch. `n` requests.
 """
 
+import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dllm.ops.extension import addresses, load_for
 
@@ -29,7 +31,7 @@ def block_of(
         return start, torch.minimum(length, end[slot] - start)
     start, length = torch.empty_like(known), torch.empty_like(known)
     tensors = slot, known, origin, block, end, start, length
-    native.block_of(len(known), *addresses(*tensors))
+    native.block_of(known.shape[0], *addresses(*tensors))
     return start, length
 
 
@@ -53,7 +55,7 @@ def tokens_of(
         owner = torch.repeat_interleave(length, output_size=len(position))
         start = position[query_start[:-1]]
         return query_start, start, start + length, owner
-    n = len(query_start_loc) - 1
+    n = query_start_loc.shape[0] - 1
     query_start, owner = position.new_empty(n + 1), torch.empty_like(position)
     start, end = position.new_empty(n), position.new_empty(n)
     found = query_start, start, end, owner
@@ -85,7 +87,7 @@ def show_known(
         return
     tensors = addresses(owner, position, slot, shown, all_token_ids)
     stride = all_token_ids.stride(0)
-    native.show_known(len(ids), last, *tensors, stride, ids.data_ptr())
+    native.show_known(ids.shape[0], last, *tensors, stride, ids.data_ptr())
 
 
 def of_rings(
@@ -113,7 +115,7 @@ def of_rings(
         return ids
     ids, last = torch.empty_like(position), all_token_ids.shape[1] - 1
     native.of_rings(
-        len(ids),
+        ids.shape[0],
         last,
         *addresses(*of_tokens, room),
         *(blocks.data_ptr(), blocks.stride(0)),
@@ -145,5 +147,53 @@ def logit_rows(
         return row.clamp(first[request], end[request] - 1)
     rows = torch.empty_like(position)
     tensors = request, position, query_start, start, rows
-    native.logit_rows(len(rows), shift, *addresses(*tensors))
+    native.logit_rows(rows.shape[0], shift, *addresses(*tensors))
     return rows
+
+
+def block_rows(
+    query_start_loc: torch.Tensor,
+    num_tokens_np: np.ndarray,
+    seq_lens: torch.Tensor,
+    block: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tokens of a step in rows of one block of one request, in their order.
+
+    Args:
+        query_start_loc: [n + 1] int32: as in `tokens_of`.
+        num_tokens_np: [n] int32, on the CPU: how many are of each request.
+        seq_lens: [n] int32: one past the last position of each request.
+        block: length of a row; the last one of a request may be shorter.
+
+    Returns:
+        Where the tokens of each row begin, [rows + 1] int32, on the CPU and on the
+        device; the request of each row, [rows] int64; one past its last position,
+        [rows] int32.
+    """
+    native = load_for(seq_lens)
+    rows_np = -(-num_tokens_np // block)
+    num_rows = int(rows_np.sum())
+    if native is not None:
+        query_start = seq_lens.new_empty(num_rows + 1)
+        owner = seq_lens.new_empty(num_rows, dtype=torch.int64)
+        row_lens = seq_lens.new_empty(num_rows)
+        tensors = query_start_loc, seq_lens, query_start, owner, row_lens
+        native.block_rows(num_tokens_np.shape[0], block, *addresses(*tensors))
+        return query_start, query_start, owner, row_lens
+    device, end_np = seq_lens.device, num_tokens_np.cumsum()
+    # Of each row its request, and how far before the end of the span it ends.
+    owner_np, left_np = on_host = np.empty((2, num_rows), dtype=np.int64)
+    owner_np[:] = np.arange(len(num_tokens_np)).repeat(rows_np)
+    # Rows of a request begin `block` apart, the first one where the span does.
+    order_np = np.arange(num_rows) - (rows_np.cumsum() - rows_np)[owner_np]
+    query_start_np = np.empty(num_rows + 1, dtype=np.int32)
+    query_start_np[:-1] = (end_np - num_tokens_np)[owner_np] + order_np * block
+    query_start_np[-1] = end_np[-1]
+    np.subtract(end_np[owner_np], query_start_np[1:], out=left_np)
+    owner, left = async_tensor_h2d(on_host, device)
+    return (
+        torch.from_numpy(query_start_np),
+        async_tensor_h2d(query_start_np, device),
+        owner,
+        (seq_lens[owner] - left).to(torch.int32),
+    )

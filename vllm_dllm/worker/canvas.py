@@ -16,6 +16,7 @@ from vllm_dllm.ops.blocks import (
     Leaving,
     Places,
     Tables,
+    cells,
     gather,
     hand_out,
     store,
@@ -144,15 +145,15 @@ class Canvas:
             rows_np = spans.rows_np * spans.decides_np
             if rows is not None:
                 rows_np = rows.logit_rows_np * spans.decides_np[rows.owner_np]
-            cell = _cells_of_blocks(rows_np, slot.device)
+            block, column = _cells_of_blocks(rows_np, slot.device)
+            position = start[block] + column
         else:
             wanted = masked
             if revises is not None:
                 wanted = wanted | (blocks.editable & revises[slot].unsqueeze(1))
             if writable is not None:
                 wanted = wanted & writable
-            block, column = wanted.nonzero(as_tuple=True)
-            cell = block, column
+            block, column, position = cells(wanted, start)
         return CanvasBatch(
             spans=spans,
             slot=slot,
@@ -165,7 +166,8 @@ class Canvas:
             **blocks._asdict(),
             writable=writable,
             revises=revises is not None,
-            cell=cell,
+            cell=(block, column),
+            cell_position=position,
             rows_np=rows_np,
             kept=kept,
             given=is_given,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dllm.ops.blocks import Places, Tables, spread, write
+from vllm_dllm.ops.blocks import Kept, Places, spread, write
 from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import OpenBlocks
 
@@ -55,6 +55,8 @@ class CanvasBatch:
     cell: tuple[torch.Tensor, torch.Tensor]
     """Index into [m, width] of the positions that logits are computed for, in their
     order: [rows], [rows] int64. Holds all of `masked` that may be written."""
+    cell_position: torch.Tensor
+    """[rows] int64: absolute positions of these."""
     rows_np: np.ndarray | None
     """[m] int64, on the CPU: how many of `cell` are of each block; None where that is
     known on the device alone."""
@@ -108,10 +110,10 @@ class CanvasBatch:
         return own if self.kept is None else self.kept
 
     @property
-    def kept_blocks(self) -> tuple[Places, Tables]:
+    def kept_blocks(self) -> tuple[Places, Kept]:
         """Where the blocks are kept, and what is kept of them."""
         places = Places(self.slot, self.place, self.kept)
-        return places, Tables(self.tokens, self.decided_at, self.step, self.post_steps)
+        return places, Kept(self.tokens, self.decided_at, self.step, self.post_steps)
 
     def of_blocks(self, values: torch.Tensor) -> torch.Tensor:
         """[n] of the requests -> [m] of their blocks."""

@@ -16,6 +16,23 @@ from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.stages import Stages
 
 
+class NoPromptLogprobs:
+    """Takes the place of vLLM's worker for logprobs of prompts: no request may ask for
+    any (admission.py), and it looks for those that do in every step."""
+
+    def add_request(self, *_: Any) -> None:
+        pass
+
+    def remove_request(self, *_: Any) -> None:
+        pass
+
+    def compute_prompt_logprobs(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def compute_prompt_token_id_logprobs(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+
 class DenoisingModelRunner(GPUModelRunner):
     pp_handler: Any
     """`Stages` where the model is a pipeline, else None."""
@@ -23,6 +40,7 @@ class DenoisingModelRunner(GPUModelRunner):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         self.model.refuse_incomplete()
+        self.prompt_logprobs_worker = NoPromptLogprobs()
         if self.use_pp:
             slots, req_states = self.model_state.slots, self.req_states
             sampler = self.sampler or DenoisingSampler(slots, req_states, None)
@@ -97,10 +115,12 @@ class DenoisingModelRunner(GPUModelRunner):
         else:
             batch, rows = self.sampler.gather(spans)
             # Blocks may be given whole; a collective over zero rows fails on CPU.
-            some = rows if len(rows) else rows.new_zeros(1)
+            some = rows if rows.shape[0] else rows.new_zeros(1)
             if self.lora_config is not None:
                 self.map_adapters(input_batch, some)
-            logits = self.model.compute_logits(hidden_states[some])[: len(rows)]
+            logits = self.model.compute_logits(hidden_states[some])
+            if some is not rows:
+                logits = logits[:0]
             output = self.sampler.denoise(logits, batch, input_batch, grammar_output)
         return output, output.num_sampled, output.num_rejected
 

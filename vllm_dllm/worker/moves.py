@@ -73,5 +73,10 @@ def another_token(
     part.scatter_reduce_(
         1, taken.clamp(min=0), torch.where(taken < 0, own, excluded), "amin"
     )
-    alone = replace(batch, cell=(mine, column), rows_np=is_mine.astype(np.int64))
+    alone = replace(
+        batch,
+        cell=(mine, column),
+        cell_position=batch.start[mine] + column,
+        rows_np=is_mine.astype(np.int64),
+    )
     return propose(part, alone).token

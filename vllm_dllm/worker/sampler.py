@@ -88,9 +88,7 @@ class DenoisingSampler:
         batch = self.canvas.gather(
             spans, revises, self.buffers, layout.end, layout.given
         )
-        block, column = batch.cell
-        position = batch.start[block] + column
-        rows = self.layout.logit_rows(spans, batch.request, position)
+        rows = self.layout.logit_rows(spans, batch.request, batch.cell_position)
         if spans.branches is not None:
             guided = batch.guided_rows()
             follows = spans.branches.follows[batch.request[guided]]

@@ -179,8 +179,8 @@ class Sampling:
         rows: torch.Tensor,
         step: StepSampling,
     ) -> None:
-        block, column = batch.cell[0][rows], batch.cell[1][rows]
-        slot, position = batch.slot[block], batch.position[block, column]
+        block, position = batch.cell[0][rows], batch.cell_position[rows]
+        slot = batch.slot[block]
         request = batch.request[rows]
         tile = logits[rows].float()
         for index, rules, sequence in step.rules:

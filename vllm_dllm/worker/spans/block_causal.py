@@ -9,11 +9,10 @@ a row of fewer queries.
 
 import numpy as np
 import torch
-from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.ops.spans import of_rings
+from vllm_dllm.ops.spans import block_rows, of_rings
 from vllm_dllm.params import MAX_BUFFER_SIZE
 from vllm_dllm.plans.base import Plan
 from vllm_dllm.settled import Decoding
@@ -100,27 +99,17 @@ def block_causal_rows(
     """
     num_tokens = input_batch.num_scheduled_tokens[:num_reqs]
     seq_lens = input_batch.seq_lens[:num_reqs]
-    device = seq_lens.device
     rows = whole_rows(input_batch, num_reqs, seq_lens)
     if rows.max_query_len <= block:
         return rows
-    rows_np = -(-num_tokens // block)
-    num_rows, end_np = int(rows_np.sum()), num_tokens.cumsum()
-    # Of each row its request, and how far before the end of the span it ends.
-    owner_np, left_np = on_host = np.empty((2, num_rows), dtype=np.int64)
-    owner_np[:] = np.arange(len(num_tokens)).repeat(rows_np)
-    # Rows of a request begin `block` apart, the first one where the span does.
-    order_np = np.arange(num_rows) - (rows_np.cumsum() - rows_np)[owner_np]
-    query_start_np = np.empty(num_rows + 1, dtype=np.int32)
-    query_start_np[:-1] = (end_np - num_tokens)[owner_np] + order_np * block
-    query_start_np[-1] = end_np[-1]
-    np.subtract(end_np[owner_np], query_start_np[1:], out=left_np)
-    owner, left = async_tensor_h2d(on_host, device)
+    query_start, on_device, owner, ends = block_rows(
+        rows.query_start_device, num_tokens, seq_lens, block
+    )
     return AttentionRows(
-        query_start=torch.from_numpy(query_start_np),
-        query_start_device=async_tensor_h2d(query_start_np, device),
+        query_start=query_start,
+        query_start_device=on_device,
         owner=owner,
-        seq_lens=(seq_lens[owner] - left).to(torch.int32),
+        seq_lens=ends,
         max_query_len=block,
         max_seq_len=rows.max_seq_len,
     )
