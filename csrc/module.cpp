@@ -5,7 +5,7 @@
 namespace {
 // Raised with every change of what Python calls: `vllm_dllm/ops/extension.py` wants
 // the same one.
-constexpr long kVersion = 3;
+constexpr long kVersion = 4;
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr,
                           nullptr,               nullptr, nullptr, nullptr};

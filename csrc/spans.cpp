@@ -22,17 +22,19 @@ void block_of(int64_t num_reqs, const int64_t* slots, const int64_t* known,
   }
 }
 
-void tokens_of(int64_t num_reqs, const int32_t* query_start_loc,
-               const int64_t* position, int64_t* query_start, int64_t* starts,
-               int64_t* ends, int64_t* owner) {
-  query_start[0] = query_start_loc[0];
+void tokens_of(int64_t num_reqs, const int32_t* query_start_loc, int64_t* query_start,
+               int64_t* owner) {
+  std::copy(query_start_loc, query_start_loc + num_reqs + 1, query_start);
   for (int64_t i = 0; i < num_reqs; ++i) {
-    const int64_t begin = query_start_loc[i];
-    const int64_t end = query_start_loc[i + 1];
-    query_start[i + 1] = end;
-    starts[i] = position[begin];
-    ends[i] = position[begin] + end - begin;
-    std::fill(owner + begin, owner + end, i);
+    std::fill(owner + query_start[i], owner + query_start[i + 1], i);
+  }
+}
+
+void bounds_of(int64_t num_reqs, const int64_t* query_start, const int64_t* position,
+               int64_t* starts, int64_t* ends) {
+  for (int64_t i = 0; i < num_reqs; ++i) {
+    starts[i] = position[query_start[i]];
+    ends[i] = starts[i] + query_start[i + 1] - query_start[i];
   }
 }
 
@@ -97,6 +99,7 @@ void block_rows(int64_t num_reqs, int64_t block, const int32_t* query_start_loc,
 PyMethodDef dllm::spans[] = {
     dllm::method<block_of>("block_of"),
     dllm::method<tokens_of>("tokens_of"),
+    dllm::method<bounds_of>("bounds_of"),
     dllm::method<show_known>("show_known"),
     dllm::method<of_rings>("of_rings"),
     dllm::method<logit_rows>("logit_rows"),

@@ -48,10 +48,8 @@ class Step:
         tokens, decided_at, step, post_steps, masked, _ = found
         op.write(written, candidate, step, tokens, masked, decided_at)
         cell = written.nonzero(as_tuple=True)
-        answers = [
-            op.spread(values[cell], cell, written.shape)
-            for values in (candidate, candidate.float())
-        ]
+        values = candidate[cell], candidate.float()[cell]
+        answers = op.spread(cell, written.shape, *values)
         left = op.leave(tokens, masked, self.first, self.length, self.active)
         blocks = Kept(tokens, decided_at, step, post_steps)
         ends = self.flag(0.7, self.shape[0]), self.number(90, 110, SLOTS), MASK

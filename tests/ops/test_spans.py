@@ -7,6 +7,7 @@ from vllm_dllm.ops import extension
 from vllm_dllm.ops.spans import (
     block_of,
     block_rows,
+    bounds_of,
     logit_rows,
     of_rings,
     show_known,
@@ -30,8 +31,9 @@ def laid_out(seed: int, requests: int) -> list[torch.Tensor]:
     starts, shown = number(0, MAX_LEN, requests).tolist(), number(0, MAX_LEN, requests)
     spans = zip(starts, lengths.tolist(), strict=True)
     position = torch.cat([torch.arange(s, s + length) for s, length in spans])
-    found = tokens_of(query_start_loc.int(), position)
-    query_start, start, end, owner = found
+    query_start, owner = tokens_of(query_start_loc.int(), len(position))
+    found = query_start, owner, *bounds_of(query_start, position)
+    start, end = found[2:]
     assert start.tolist() == starts
     assert (end - start).tolist() == lengths.tolist()
     ids = number(0, 99, len(owner))

@@ -166,21 +166,28 @@ def cells(
 
 
 def spread(
-    rows: torch.Tensor, cell: tuple[torch.Tensor, torch.Tensor], shape: torch.Size
-) -> torch.Tensor:
-    """[rows] of some cells -> a grid of `shape`, [m, width], zeros elsewhere.
+    cell: tuple[torch.Tensor, torch.Tensor], shape: torch.Size, *values: torch.Tensor
+) -> list[torch.Tensor]:
+    """Values of some cells -> grids of `shape`, [m, width], zeros elsewhere.
 
-    cell: block and column of each, [rows] int64.
+    Args:
+        cell: block and column of each, [rows] int64.
+        values: [rows] each.
     """
-    native = load_for(rows)
+    native = load_for(cell[0])
+    grids = []
     if native is None:
-        grid = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
-        grid[cell] = rows
-        return grid
-    grid = rows.new_empty(shape)
-    sizes = *shape, rows.shape[0], rows.element_size()
-    native.spread(*sizes, *addresses(*cell, rows, grid))
-    return grid
+        for rows in values:
+            grid = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
+            grid[cell] = rows
+            grids.append(grid)
+        return grids
+    sizes, places = (*shape, cell[0].shape[0]), addresses(*cell)
+    for rows in values:
+        grid = rows.new_empty(shape)
+        grids.append(grid)
+        native.spread(*sizes, rows.element_size(), *places, *addresses(rows, grid))
+    return grids
 
 
 def write(

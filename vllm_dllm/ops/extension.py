@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 logger = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 """That of csrc/module.cpp."""
 
 
@@ -37,4 +37,4 @@ def load_for(tensor: torch.Tensor) -> ModuleType | None:
 def addresses(*tensors: torch.Tensor) -> list[int]:
     """What C++ is given of contiguous tensors; their types are the caller's promise."""
     assert all(map(torch.Tensor.is_contiguous, tensors))
-    return [tensor.data_ptr() for tensor in tensors]
+    return [*map(torch.Tensor.data_ptr, tensors)]

@@ -36,31 +36,47 @@ def block_of(
 
 
 def tokens_of(
-    query_start_loc: torch.Tensor, position: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    query_start_loc: torch.Tensor, num_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tokens of a step are of which request.
 
     Args:
         query_start_loc: [n + 1] int32: where the tokens of each begin in the batch.
-        position: [num_tokens] int64, those of a request one after the other.
+        num_tokens: of all.
 
     Returns:
-        `query_start_loc`, [n + 1] int64; first position of each request and one past
-        its last, [n] int64; and the request of each token, [num_tokens] int64.
+        `query_start_loc`, [n + 1] int64, and the request of each token, [num_tokens]
+        int64.
     """
-    native = load_for(position)
+    native = load_for(query_start_loc)
     if native is None:
         query_start = query_start_loc.long()
         length = query_start.diff()
-        owner = torch.repeat_interleave(length, output_size=len(position))
-        start = position[query_start[:-1]]
-        return query_start, start, start + length, owner
+        return query_start, torch.repeat_interleave(length, output_size=num_tokens)
+    query_start = torch.empty_like(query_start_loc, dtype=torch.int64)
+    owner = query_start.new_empty(num_tokens)
     n = query_start_loc.shape[0] - 1
-    query_start, owner = position.new_empty(n + 1), torch.empty_like(position)
+    native.tokens_of(n, *addresses(query_start_loc, query_start, owner))
+    return query_start, owner
+
+
+def bounds_of(
+    query_start: torch.Tensor, position: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First position of each request in a step, and one past its last; [n] int64.
+
+    Args:
+        query_start: [n + 1] int64: where the tokens of each begin in the batch.
+        position: [num_tokens] int64, those of a request one after the other.
+    """
+    native = load_for(position)
+    if native is None:
+        start = position[query_start[:-1]]
+        return start, start + query_start.diff()
+    n = query_start.shape[0] - 1
     start, end = position.new_empty(n), position.new_empty(n)
-    found = query_start, start, end, owner
-    native.tokens_of(n, *addresses(query_start_loc, position, *found))
-    return found
+    native.bounds_of(n, *addresses(query_start, position, start, end))
+    return start, end
 
 
 def show_known(

@@ -142,9 +142,9 @@ class CanvasBatch:
         assert self.spans.branches is not None
         return self.rows_of(self.spans.branches.guided_np)
 
-    def spread(self, rows: torch.Tensor) -> torch.Tensor:
-        """[rows] of `cell` -> [m, width], zeros elsewhere."""
-        return spread(rows, self.cell, self.tokens.shape)
+    def spread(self, *values: torch.Tensor) -> list[torch.Tensor]:
+        """[rows] of `cell` -> [m, width], zeros elsewhere; of each of `values`."""
+        return spread(self.cell, self.tokens.shape, *values)
 
     def write(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
         """Put `tokens` where `where` says, in place; both [m, width]."""

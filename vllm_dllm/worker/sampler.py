@@ -131,17 +131,19 @@ class DenoisingSampler:
             if decision.source is not None:
                 self.logprobs.move(batch, decision.source)
         tokens, count = self.apply(decision, batch)
-        outcome = Outcome(
-            req_ids=input_batch.req_ids,
-            batch=batch,
-            write=decision.write,
-            changed=decision.changed,
-            candidate=decision.candidate,
-            count=count,
-            forced=None if reach is None else decision.write & reach.forced,
-            opened=self.buffers.opened,
-        )
-        self._make_report = partial(self.telling.report, outcome)
+        self._make_report = StepReport
+        if self.telling.has_to_tell(batch):
+            outcome = Outcome(
+                req_ids=input_batch.req_ids,
+                batch=batch,
+                write=decision.write,
+                changed=decision.changed,
+                candidate=decision.candidate,
+                count=count,
+                forced=None if reach is None else decision.write & reach.forced,
+                opened=self.buffers.opened,
+            )
+            self._make_report = partial(self.telling.report, outcome)
         return SamplerOutput(
             sampled_token_ids=tokens,
             logprobs_tensors=self.logprobs.hand_out(batch, count),
@@ -177,7 +179,7 @@ class DenoisingSampler:
             found = propose(logits, batch)
         still = None
         if "moves" in needs:
-            still = batch.spread(found.token)
+            (still,) = batch.spread(found.token)
             may_move = self.rules.which_need("moves", batch.slot_np)
             moving = propose(logits, batch)
             found = merged(found, moving, may_move[batch.cell[0]])
@@ -288,8 +290,7 @@ class DenoisingSampler:
             batch.slot,
             batch.length,
             batch.begins,
-            batch.spread(seen.token),
-            batch.spread(seen.confidence),
+            *batch.spread(seen.token, seen.confidence),
         )
 
     def _end_blocks(self, length: torch.Tensor, batch: CanvasBatch) -> None:
@@ -310,7 +311,10 @@ class DenoisingSampler:
         before, age, opened = None, None, batch.buffered
         if opened is not None:
             before, age = opened.before, batch.step + opened.holds_prompt
+        candidate, confidence = batch.spread(found.token, found.confidence)
         entropy, margin = found.entropy, found.margin
+        if entropy is not None and margin is not None:
+            entropy, margin = batch.spread(entropy, margin)
         step_time = None
         if "time" in needs:
             step_time = self.rules.time_share(batch.slot, batch.step)
@@ -321,10 +325,10 @@ class DenoisingSampler:
             length=batch.length,
             step=batch.step,
             post_steps=batch.post_steps,
-            candidate=batch.spread(found.token),
-            confidence=batch.spread(found.confidence),
-            entropy=None if entropy is None else batch.spread(entropy),
-            margin=None if margin is None else batch.spread(margin),
+            candidate=candidate,
+            confidence=confidence,
+            entropy=entropy,
+            margin=margin,
             noise=self.sampling.order_noise(batch) if "noise" in needs else None,
             time=step_time,
             before=before,

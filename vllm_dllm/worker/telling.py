@@ -50,6 +50,8 @@ class Telling:
         """Those whose next step the scheduler plans by what is open."""
         self.in_runs: set[int] = set()
         """Those of which the engine wants to know candidates (runs.py)."""
+        self.told: set[int] = set()
+        """All of these."""
 
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         for slots, wanted in (
@@ -60,6 +62,14 @@ class Telling:
             (self.in_runs, decoding.in_runs),
         ):
             (slots.add if wanted else slots.discard)(slot)
+        several = self.traced, self.watched, self.whole, self.awaited, self.in_runs
+        self.told = set().union(*several)
+
+    def has_to_tell(self, batch: CanvasBatch) -> bool:
+        """Whether a step may have something to report."""
+        if batch.revises or batch.found_end is not None:
+            return True
+        return not self.told.isdisjoint(batch.spans.slot_np.tolist())
 
     def report(self, step: Outcome) -> StepReport:
         """What is sent of a step. Waits for the device."""
@@ -74,9 +84,6 @@ class Telling:
         if batch.found_end is not None:
             found = zip(step.req_ids, batch.found_end.tolist(), strict=True)
             report.marks |= {req_id: end for req_id, end in found if end}
-        told = self.traced | self.watched | self.whole | self.in_runs
-        if told.isdisjoint(slots):
-            return report
         if not self.in_runs.isdisjoint(slots):
             report.candidates = self._candidates(step)
         told = self.traced | self.watched | self.whole

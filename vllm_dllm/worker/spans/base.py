@@ -8,11 +8,10 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
-from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_dllm.config import DllmConfig
-from vllm_dllm.ops.spans import block_of, logit_rows, show_known, tokens_of
+from vllm_dllm.ops.spans import block_of, bounds_of, logit_rows, show_known
 from vllm_dllm.plans.base import Plan
 from vllm_dllm.settled import Decoding
 from vllm_dllm.worker.given import Given
@@ -21,6 +20,7 @@ from vllm_dllm.worker.spans.batch import SpanBatch
 from vllm_dllm.worker.spans.block_rows import BlockRows, lay_rows
 from vllm_dllm.worker.spans.buffers import Buffers
 from vllm_dllm.worker.spans.rows import AttentionRows
+from vllm_dllm.worker.spans.shape import StepShape, same_shape
 
 
 class Layout(ABC):
@@ -49,6 +49,9 @@ class Layout(ABC):
         """Tokens behind prompts; with full attention some requests give them."""
         self.block_np = np.ones(num_slots, dtype=np.int64)
         """Its length of a block on the CPU."""
+        self._last: tuple[tuple[bytes, ...], StepShape] | None = None
+        """The shape of the last step and what it follows from, while no slot has
+        changed."""
 
     @staticmethod
     @abstractmethod
@@ -65,6 +68,7 @@ class Layout(ABC):
     def add_request(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         self.origin[slot], self.block[slot], self.end[slot] = plan.grid
         self.block_np[slot] = plan.grid.block
+        self._last = None
 
     def pass_by(self, slot: int, decoding: Decoding, plan: Plan) -> None:
         """Take a slot for a request that another layout lays out (by_plan.py)."""
@@ -100,29 +104,29 @@ class Layout(ABC):
         Args:
             known: [n] int64: number of known tokens.
         """
-        n, num_tokens = input_batch.num_reqs, input_batch.num_tokens
         slot, slot_np = input_batch.idx_mapping, input_batch.idx_mapping_np
-        position = input_batch.positions[:num_tokens]
-        query_start = input_batch.query_start_loc[: n + 1]
-        query_start, start, end, owner = tokens_of(query_start, position)
-        decides_np = input_batch.num_draft_tokens_per_req > 0
+        position = input_batch.positions[: input_batch.num_tokens]
+        asked = same_shape(input_batch)
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, StepShape.of(input_batch, self.block_np[slot_np])
+        shape = self._last[1]
+        start, end = bounds_of(shape.query_start, position)
         block_start, block_length = self.block_of(slot, known)
-        block_np = self.block_np[slot_np]
         spans = SpanBatch(
             slot=slot,
             slot_np=slot_np,
-            query_start=query_start,
+            query_start=shape.query_start,
             start=start,
             end=end,
             known=known,
             shown=known,
-            decides=async_tensor_h2d(decides_np, self.device),
-            decides_np=decides_np,
+            decides=shape.decides,
+            decides_np=shape.decides_np,
             block_start=block_start,
             block_length=block_length,
-            width=int(block_np.max()),
-            rows_np=np.minimum(block_np, input_batch.num_scheduled_tokens[:n]),
-            owner=owner,
+            width=shape.width,
+            rows_np=shape.rows_np,
+            owner=shape.owner,
             position=position,
         )
         if self.plans_ahead:

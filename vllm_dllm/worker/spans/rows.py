@@ -54,7 +54,7 @@ class AttentionRows:
 
     @property
     def num_rows(self) -> int:
-        return len(self.seq_lens)
+        return self.seq_lens.shape[0]
 
     def same_as(self, pages: Sequence[torch.Tensor]) -> tuple[Any, ...] | None:
         """Equal for steps that one metadata will do for; None where that cannot be
