@@ -85,7 +85,8 @@ class Worker:
         assert start == grid.start_of(got.known)
         assert start + length == grid.end_of(got.known)
         assert int(spans.start) == got.start
-        next_start = self.layout.next_start(spans, torch.tensor([known_after]))
+        count = torch.tensor([known_after - got.known])
+        next_start = self.layout.next_start(spans, count)
         assert next_start.tolist() == [self.plan.next_start(got, known_after)]
 
 

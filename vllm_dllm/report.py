@@ -74,16 +74,20 @@ class StepReport:
 
     @property
     def is_worth_sending(self) -> bool:
-        parts = (self.trajectories, self.drafts, self.rests, self.forced)
-        planned = (self.marks, self.candidates)
-        return any(map(bool, (*parts, *planned, self.revised)))
+        told = self.trajectories or self.drafts or self.rests or self.forced
+        return bool(told or self.marks or self.candidates or self.revised)
 
     def attach(self, output: ModelRunnerOutput) -> None:
         output.dllm_report = self
 
     @staticmethod
     def of(output: ModelRunnerOutput) -> "StepReport":
-        return getattr(output, "dllm_report", None) or StepReport()
+        report: StepReport = getattr(output, "dllm_report", NOTHING)
+        return report
+
+
+NOTHING = StepReport()
+"""Of most steps; never written to."""
 
 
 @dataclass

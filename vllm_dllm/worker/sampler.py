@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm_dllm.decoding.base import CanvasStep, Moves, reshapes
 from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.ops.reach import Reach
-from vllm_dllm.report import StepReport
+from vllm_dllm.report import NOTHING, StepReport
 from vllm_dllm.worker.batch_rules import BatchRules
 from vllm_dllm.worker.bonus import with_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
@@ -60,8 +60,8 @@ class DenoisingSampler:
         self.telling = slots.telling
         self.publish: Callable[[StepDecision], None] | None = None
         """Brings decisions to the other stages of a pipeline."""
-        self._make_report: Callable[[], StepReport] = StepReport
-        """The report of the last step."""
+        self._make_report: Callable[[], StepReport] | None = None
+        """The report of the last step, if there is anything to report."""
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
         """Requests are added with their ids and lengths (model_state.add_request)."""
@@ -131,7 +131,7 @@ class DenoisingSampler:
             if decision.source is not None:
                 self.logprobs.move(batch, decision.source)
         tokens, count = self.apply(decision, batch)
-        self._make_report = StepReport
+        self._make_report = None
         if self.telling.has_to_tell(batch):
             outcome = Outcome(
                 req_ids=input_batch.req_ids,
@@ -267,7 +267,7 @@ class DenoisingSampler:
 
     def commit_only(self, spans: SpanBatch) -> SamplerOutput:
         """The output of a step in which no request decides anything."""
-        self._make_report = StepReport
+        self._make_report = None
         count = torch.zeros_like(spans.slot, dtype=torch.int32)
         return SamplerOutput(
             sampled_token_ids=spans.slot.new_zeros(len(spans), 1),
@@ -280,8 +280,8 @@ class DenoisingSampler:
     def take_report(self) -> StepReport:
         """The report of the last step, once. It waits for the device, so it is for when
         everything else of the step is under way."""
-        make, self._make_report = self._make_report, StepReport
-        return make()
+        make, self._make_report = self._make_report, None
+        return NOTHING if make is None else make()
 
     def _found_lengths(self, found: Candidates, batch: CanvasBatch) -> torch.Tensor:
         """[m] int64: lengths of the blocks, where the step's candidates end them."""
@@ -385,7 +385,7 @@ class DenoisingSampler:
 
         count: [num_reqs] int32: tokens that became known.
         """
-        next_start = self.layout.next_start(spans, spans.known + count)
+        next_start = self.layout.next_start(spans, count)
         if spans.rows is not None:
             self.buffers.advance(spans.slot, next_start)
         return (spans.end - next_start).int()

@@ -108,7 +108,7 @@ class AfterPromptLayout(Layout):
         none_np = np.zeros_like(keys_np)
         return np.stack([owner_np, keys_np - before_np, keys_np, none_np], axis=1)
 
-    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+    def next_start(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         # Blocks of nothing but known tokens have become final.
         return self.block_of(spans.slot, spans.known)[0] - self.shift
 

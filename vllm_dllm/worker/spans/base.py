@@ -208,10 +208,10 @@ class Layout(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+    def next_start(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         """First position of the step after this one, as `Plan.next_start`.
 
-        known: [n] int64, after the step -> [n] int64.
+        count: [n] int32: tokens that became known -> [n] int64.
         """
 
     def logit_rows(

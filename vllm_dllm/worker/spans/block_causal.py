@@ -84,7 +84,7 @@ class BlockCausalLayout(Layout):
     ) -> AttentionRows:
         return block_causal_rows(input_batch, num_reqs, self.block_size)
 
-    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+    def next_start(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         # Blocks of nothing but known tokens have become final: those before the block
         # under denoising, or what a chunk of them, which ends where one does, went to.
         return torch.minimum(spans.end, spans.block_start)

@@ -128,7 +128,7 @@ class ByPlan(Layout):
         rows = rows[rows[:, 0].argsort(kind="stable")]
         return AttentionRows.of_table(rows, self.device)
 
-    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+    def next_start(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         return self._choose(
-            spans, self.number[spans.slot], lambda own: own.next_start(spans, known)
+            spans, self.number[spans.slot], lambda own: own.next_start(spans, count)
         )

@@ -161,8 +161,8 @@ class FullAttentionLayout(Layout):
             return np.stack([owner_np, lengths_np, ends_np, none_np], axis=1)
         return guided_rows(lengths_np, spans.branches, ends_np, self.page)
 
-    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
-        start = spans.block_start
+    def next_start(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
+        start, known = spans.block_start, spans.known + count
         same_block = self.block_of(spans.slot, known)[0] == start
         if spans.adapts:
             adapts = self.adaptive.adapts[spans.slot]

@@ -62,7 +62,7 @@ class SeededCausalLayout(Layout):
             return rows
         return mixed_rows(input_batch, causal_np, rows.max_seq_len)
 
-    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+    def next_start(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         return torch.where(spans.end <= spans.known, spans.end, spans.start)
 
 

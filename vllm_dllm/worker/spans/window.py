@@ -72,7 +72,7 @@ class WindowLayout(Layout):
     ) -> AttentionRows:
         return whole_rows(input_batch, num_reqs, input_batch.seq_lens[:num_reqs])
 
-    def next_start(self, spans: SpanBatch, known: torch.Tensor) -> torch.Tensor:
+    def next_start(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         # Every token that was known before the step has final keys now.
         return torch.minimum(spans.end, spans.known)
 
