@@ -5,8 +5,9 @@ import torch
 
 from tests.worker.blocks import gather, take_step
 from tests.worker.desk import MASK, VOCAB, Desk, Running
-from vllm_dllm.worker.bonus import with_bonuses
+from vllm_dllm.worker.bonus import add_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.changed_logits import take_back
 
 CREDIT = {"algorithm": "credit", "credit_gamma": 1.0, "credit_beta": 0.5}
 
@@ -24,8 +25,9 @@ def boosted(desk: Desk, batch: CanvasBatch, logits: torch.Tensor) -> torch.Tenso
     """Logits while candidates are found; the mask's column is lost."""
     rules = desk.slots.rules
     names = rules.of(batch.spans.slot_np)
-    with with_bonuses(names, logits, batch, rules, MASK):
-        inside = logits.clone()
+    changed = add_bonuses(names, logits, batch, rules, MASK)
+    inside = logits.clone()
+    take_back(logits, changed)
     inside[:, MASK] = logits[:, MASK] = 0
     return inside
 
@@ -94,6 +96,5 @@ def test_without_such_a_rule_logits_are_left_alone() -> None:
     desk = Desk("block-causal")
     batch = gather(desk, [desk.add("a", [5] * 8)], [8])
     logits = torch.randn(4, VOCAB)
-    with with_bonuses(["threshold"], logits, batch, desk.slots.rules, MASK):
-        pass
+    assert not add_bonuses(["threshold"], logits, batch, desk.slots.rules, MASK)
     assert not desk.slots.rules.memory

@@ -1,10 +1,4 @@
-"""Rules that change logits: their bonus is there while candidates are found.
-
-Afterwards the logits are the model's own again: logprobs are taken from them.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Rules that change logits: their bonus is there while candidates are found."""
 
 import torch
 
@@ -12,33 +6,31 @@ from vllm_dllm.decoding.base import Bonus, ReshapingRule, reshapes
 from vllm_dllm.decoding.registry import get_rule
 from vllm_dllm.ops.candidate import candidates
 from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.changed_logits import Changed
 from vllm_dllm.worker.rule_tables import RuleTables
 
 
-@contextmanager
-def with_bonuses(
+def add_bonuses(
     names: list[str],
     logits: torch.Tensor,
     batch: CanvasBatch,
     tables: RuleTables,
     mask_token_id: int,
-) -> Iterator[None]:
+) -> Changed:
     """Add what rules of the batch add to the logits of their requests' masks.
 
     Args:
         names: the rules of the batch.
         logits: [rows, vocab], those of `batch.cell`; the mask's column is lost.
     """
-    changed = []
+    changed: Changed = []
     for name in names:
         if reshapes(rule := get_rule(name)):
             rows, bonus = _bonus_of(name, rule, logits, batch, tables, mask_token_id)
             own = logits[rows].gather(1, bonus.tokens)
             changed.append((rows.unsqueeze(1), bonus.tokens, own))
             logits[rows.unsqueeze(1), bonus.tokens] = own + bonus.values.to(own.dtype)
-    yield
-    for rows, tokens, own in changed:
-        logits[rows, tokens] = own
+    return changed
 
 
 def _bonus_of(

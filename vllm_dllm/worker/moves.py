@@ -4,8 +4,7 @@ To a rule that does not, such a token would be one like all others, and stand in
 answer.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,22 +15,20 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm_dllm.decoding.base import Moves
 from vllm_dllm.ops.candidate import Candidates
 from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.changed_logits import Changed
 
 Propose = Callable[[torch.Tensor, CanvasBatch], Candidates]
 """A candidate for each row of the logits of a batch's cells."""
 
 
-@contextmanager
-def without_moves(logits: torch.Tensor, moves: Moves | None) -> Iterator[None]:
-    """Take them from every row of [rows, vocab], and give them back."""
+def exclude_moves(logits: torch.Tensor, moves: Moves | None) -> Changed:
+    """Take them from every row of [rows, vocab]."""
     if moves is None:
-        yield
-        return
+        return []
     columns = list(moves)
     own = logits[:, columns]
     logits[:, columns] = float("-inf")
-    yield
-    logits[:, columns] = own
+    return [(slice(None), columns, own)]
 
 
 def merged(still: Candidates, moving: Candidates, may_move: torch.Tensor) -> Candidates:

@@ -16,12 +16,13 @@ from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.ops.reach import Reach
 from vllm_dllm.report import NOTHING, StepReport
 from vllm_dllm.worker.batch_rules import BatchRules
-from vllm_dllm.worker.bonus import with_bonuses
+from vllm_dllm.worker.bonus import add_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
+from vllm_dllm.worker.changed_logits import take_back
 from vllm_dllm.worker.decision import StepDecision
 from vllm_dllm.worker.emission import emit
 from vllm_dllm.worker.grammar import exclude_ungrammatical
-from vllm_dllm.worker.moves import another_token, merged, without_moves
+from vllm_dllm.worker.moves import another_token, exclude_moves, merged
 from vllm_dllm.worker.rule_tables import needs_of
 from vllm_dllm.worker.slots import Slots
 from vllm_dllm.worker.spans.batch import SpanBatch
@@ -172,11 +173,10 @@ class DenoisingSampler:
             measures=bool(needs & {"entropy", "margin"}),
             all_token_ids=all_token_ids,
         )
-        with (
-            without_moves(logits, self.moves),
-            with_bonuses(rules.names, logits, batch, self.rules, mask),
-        ):
-            found = propose(logits, batch)
+        changed = exclude_moves(logits, self.moves)
+        changed += add_bonuses(rules.names, logits, batch, self.rules, mask)
+        found = propose(logits, batch)
+        take_back(logits, changed)
         still = None
         if "moves" in needs:
             (still,) = batch.spread(found.token)
