@@ -64,6 +64,21 @@ def test_the_step_is_left_as_it_was(name: str) -> None:
 
 
 @of_each_rule
+def test_an_answer_is_in_tensors_of_its_own(name: str) -> None:
+    """What is written would change while it is written: the sampler goes on with both,
+    and changes both in place."""
+    rule = get_rule(name)
+    for batch in BATCHES:
+        step = as_step(batch, rule)
+        answer = vars(rule.decide(step)).values()
+        given = {value.untyped_storage().data_ptr() for value in tensors(step)}
+        for value in answer:
+            if value is not None:
+                assert value.untyped_storage().data_ptr() not in given
+                assert value.is_contiguous()
+
+
+@of_each_rule
 def test_a_rule_that_selects_leaves_done_to_the_masks(name: str) -> None:
     """Either kind of rule would be taken for the other."""
     rule = get_rule(name)

@@ -132,7 +132,7 @@ class CanvasStep:
 
 @dataclass
 class Decision:
-    """A rule's answer for a step."""
+    """A rule's answer for a step, in tensors of its own."""
 
     write: torch.Tensor
     """[n, block] bool: positions that take their candidate. Masked ones are selected;

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_dllm.decoding.base import Decision
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 
 
@@ -29,6 +30,36 @@ class StepDecision:
     """[m] int64: lengths of the blocks; None where no step finds any."""
 
     @classmethod
+    def of(
+        cls,
+        answer: Decision,
+        batch: CanvasBatch,
+        candidate: torch.Tensor,
+        confidence: torch.Tensor,
+        moves: bool,
+    ) -> "StepDecision":
+        """What a rule answers about all blocks of a batch.
+
+        Args:
+            candidate, confidence: [m, width]: what was proposed.
+            moves: whether a rule of the batch may move tokens.
+        """
+        done, source, stability = answer.done, answer.source, answer.stability
+        if source is None and moves:
+            source = batch.column.repeat(len(batch.slot), 1)
+        if stability is None and batch.buffered is not None:
+            stability = torch.full_like(batch.active, torch.nan, dtype=torch.float32)
+        return cls(
+            write=answer.write,
+            candidate=candidate if answer.tokens is None else answer.tokens,
+            source=source,
+            confidence=confidence,
+            done=torch.ones_like(batch.active) if done is None else done,
+            stability=stability,
+            length=batch.length.clone() if batch.spans.adapts else None,
+        )
+
+    @classmethod
     def nothing(
         cls,
         batch: CanvasBatch,
@@ -36,22 +67,22 @@ class StepDecision:
         confidence: torch.Tensor,
         moves: bool,
     ) -> "StepDecision":
-        """One that writes nothing of its candidates.
+        """One that writes nothing; arguments as in `of`."""
+        answer = Decision(torch.zeros_like(batch.masked))
+        return cls.of(answer, batch, candidate, confidence, moves)
 
-        moves: whether a rule of the batch may move tokens.
-        """
-        stability = None
-        if batch.buffered is not None:
-            stability = torch.full_like(batch.active, torch.nan, dtype=torch.float32)
-        return cls(
-            write=torch.zeros_like(batch.masked),
-            candidate=candidate,
-            source=batch.column.repeat(len(batch.slot), 1) if moves else None,
-            confidence=confidence,
-            done=torch.ones_like(batch.active),
-            stability=stability,
-            length=batch.length.clone() if batch.spans.adapts else None,
-        )
+    def take(self, rows: torch.Tensor, answer: Decision) -> None:
+        """Take what a rule answers about some of the blocks; rows: [k] int64."""
+        self.write[rows] = answer.write
+        for own, values in (
+            (self.candidate, answer.tokens),
+            (self.source, answer.source),
+            (self.done, answer.done),
+            (self.stability, answer.stability),
+        ):
+            if values is not None:
+                assert own is not None
+                own[rows] = values
 
     @property
     def changed(self) -> torch.Tensor:

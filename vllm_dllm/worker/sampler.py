@@ -11,11 +11,11 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_dllm.decoding.base import CanvasStep, Moves, reshapes
+from vllm_dllm.decoding.base import CanvasStep, Decision, Moves, reshapes
 from vllm_dllm.ops.candidate import Candidates, candidates
 from vllm_dllm.ops.reach import Reach
 from vllm_dllm.report import NOTHING, StepReport
-from vllm_dllm.worker.batch_rules import BatchRules
+from vllm_dllm.worker.batch_rules import BatchRules, RuleShare
 from vllm_dllm.worker.bonus import add_bonuses
 from vllm_dllm.worker.canvas_batch import CanvasBatch
 from vllm_dllm.worker.changed_logits import take_back
@@ -347,37 +347,40 @@ class DenoisingSampler:
     ) -> StepDecision:
         """Ask each rule in the batch about its blocks; `another` is `another_token` of
         the step."""
-        decided = StepDecision.nothing(
+        of_step = (
             batch,
             canvas_step.candidate,
             canvas_step.confidence,
-            moves="moves" in rules.needs,
+            "moves" in rules.needs,
         )
+        if len(rules.shares) == 1:
+            answer = self._ask(rules.shares[0], canvas_step, batch, another)
+            return StepDecision.of(answer, *of_step)
+        decided = StepDecision.nothing(*of_step)
         for share in rules.shares:
-            rows: torch.Tensor | slice = slice(None)
-            name, rule, mine = share.name, share.rule, canvas_step
-            if share.rows is not None:
-                rows, mine = share.rows, canvas_step.take(share.rows)
-            mine.params = share.params
-            if rule.memory and not reshapes(rule):
-                width = batch.tokens.shape[1]
-                mine.memory = self.rules.recall(name, share.slot, mine.step, width)
-            if "moves" in rule.needs:
-                mine.another = partial(another, self.rules.has(name, batch.slot_np))
-            decision = rule.decide(mine)
-            self.rules.remember(share.slot, mine.memory)
-            decided.write[rows] = decision.write
-            if decision.tokens is not None:
-                decided.candidate[rows] = decision.tokens
-            if decision.source is not None:
-                assert decided.source is not None
-                decided.source[rows] = decision.source
-            if decision.done is not None:
-                decided.done[rows] = decision.done
-            if decision.stability is not None:
-                assert decided.stability is not None
-                decided.stability[rows] = decision.stability
+            assert share.rows is not None
+            mine = canvas_step.take(share.rows)
+            decided.take(share.rows, self._ask(share, mine, batch, another))
         return decided
+
+    def _ask(
+        self,
+        share: RuleShare,
+        mine: CanvasStep,
+        batch: CanvasBatch,
+        another: Callable[..., torch.Tensor],
+    ) -> Decision:
+        """Ask a rule about `mine`, the step of its blocks."""
+        name, rule = share.name, share.rule
+        mine.params = share.params
+        if rule.memory and not reshapes(rule):
+            width = batch.tokens.shape[1]
+            mine.memory = self.rules.recall(name, share.slot, mine.step, width)
+        if "moves" in rule.needs:
+            mine.another = partial(another, self.rules.has(name, batch.slot_np))
+        answer = rule.decide(mine)
+        self.rules.remember(share.slot, mine.memory)
+        return answer
 
     def _rows_back(self, spans: SpanBatch, count: torch.Tensor) -> torch.Tensor:
         """[num_reqs] int32: what vLLM takes off the computed tokens after the step, so
