@@ -24,7 +24,7 @@ from vllm_dllm.progress import Progress, StepPlan, annotate, draft_params
 from vllm_dllm.regimes.registry import regime_of
 from vllm_dllm.report import StepReport
 from vllm_dllm.request import decoding_of, plan_of
-from vllm_dllm.runs import PADDING, Runs, attach, sent_with, up_to_padding
+from vllm_dllm.runs import NO_RUN, PADDING, Runs, attach, sent_with, up_to_padding
 from vllm_dllm.walk import Walker
 
 
@@ -157,9 +157,9 @@ class BlockDiffusionScheduler(Scheduler):
         lengths = {
             req_id: length
             for req_id, length in scheduler_output.num_scheduled_tokens.items()
-            if (request := self.requests.get(req_id)) is not None
+            if runs.get(req_id, NO_RUN).bits is None
+            and (request := self.requests.get(req_id)) is not None
             and request.use_structured_output
-            and (req_id not in runs or runs[req_id].bits is None)
         }
         if not lengths:
             return None

@@ -31,7 +31,7 @@ class Walker:
     def __init__(self, manager: StructuredOutputManager, most: int) -> None:
         """`most`: positions that a run may have."""
         self.manager, self.most = manager, most
-        self._bits: torch.Tensor | None = None
+        self._room: tuple[torch.Tensor, npt.NDArray[np.int32]] | None = None
 
     def run_of(self, request: Request, candidates: list[int], room: int) -> Run:
         """The run of a request's next step; the grammar is left as it was.
@@ -68,8 +68,7 @@ class Walker:
         spells = isinstance(grammar, XgrammarGrammar) and not (
             params.allowed_token_ids or params.logit_bias
         )
-        bits = self._rows(backend)
-        words = bits.numpy()
+        bits, words = self._rows(backend)
         tokens: list[int] = []
         forced = filled = 0
         while len(tokens) < room and not grammar.is_terminated():
@@ -102,12 +101,14 @@ class Walker:
             grammar.rollback(len(tokens))
         return Run(tuple(tokens), forced, words[:filled].copy())
 
-    def _rows(self, backend: StructuredOutputBackend) -> torch.Tensor:
-        """[positions, words]: room for the bits of one walk."""
-        if self._bits is None:
-            self._bits = backend.allocate_token_bitmask(self.most)
-        bits: torch.Tensor = self._bits
-        return bits
+    def _rows(
+        self, backend: StructuredOutputBackend
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int32]]:
+        """[positions, words]: room for the bits of one walk, and as numpy's."""
+        if self._room is None:
+            bits: torch.Tensor = backend.allocate_token_bitmask(self.most)
+            self._room = bits, bits.numpy()
+        return self._room
 
 
 def _is_reasoning(request: Request, manager: StructuredOutputManager) -> bool:

@@ -1,7 +1,6 @@
 """Telling: what requests that asked for it are told of a step, besides tokens."""
 
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 
@@ -131,11 +130,11 @@ class Telling:
         batch = step.batch
         counts, active = step.count.tolist(), batch.active.tolist()
         first, length = batch.first.tolist(), batch.length.tolist()
-        candidate = step.candidate.tolist()
-        found = {}
+        candidate, found = step.candidate.tolist(), dict[str, list[int]]()
         for index, slot in enumerate(batch.spans.slot_np.tolist()):
-            blocks = batch.blocks_of(index)
-            if slot in self.in_runs and active[blocks.start]:
-                parts = (candidate[one][first[one] : length[one]] for one in blocks)
-                found[step.req_ids[index]] = [*chain(*parts)][counts[index] :]
+            # With a grammar a request has one block at a time.
+            block = batch.blocks_of(index).start
+            if slot in self.in_runs and active[block]:
+                left = slice(first[block] + counts[index], length[block])
+                found[step.req_ids[index]] = candidate[block][left]
         return found
