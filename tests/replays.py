@@ -36,6 +36,7 @@ class ByHand(CudaGraphManager):
     def capture(self, create_forward_fn: Callable[..., Any], *args: Any) -> None:
         for desc in self._capture_descs[CUDAGraphMode.FULL]:
             self.graphs[desc] = Replay(create_forward_fn(desc, warmup=False))
+            self.graphs[desc].replay()
         self._graphs_captured = True
 
 
@@ -80,6 +81,7 @@ def replayed(engine: Any, rows: list[int]) -> Iterator[Replays]:
 
     with pytest.MonkeyPatch.context() as patch:
         sizes = [block * number for number in rows]
+        sizes = [size for size in sizes if size <= runner.max_num_tokens]
         patch.setattr(compilation, "cudagraph_capture_sizes", sizes)
         patch.setattr(compilation, "max_cudagraph_capture_size", max(sizes))
         patch.setattr(type(current_platform), "get_global_graph_pool", lambda self: 0)

@@ -11,7 +11,7 @@ from tests.replays import replayed
 pytestmark = pytest.mark.timeout(400)
 
 
-@uses("sdar4", "sdar4-ahead", "llada32", "fastdllm2", "editing8", "moving8")
+@uses("sdar4", "sdar4-ahead", "llada32", "editing8", "moving8")
 def test_a_graph_takes_each_block_for_a_request(engine: Engine) -> None:
     """A graph reads what lies in the tensors that it was captured with: lengths of the
     last step would give fluent but other tokens. And a batch in which some request
