@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,26 @@ class Rule:
     def name(self) -> str:
         return self.cache or "block"
 
-    @cached_property
+    @property
+    def steps(self) -> int:
+        """Of a block."""
+        return BLOCK // self.tokens_per_forward
+
+    @property
     def extra_args(self) -> dict[str, Any]:
-        steps = BLOCK // self.tokens_per_forward
+        rule = {"dllm_algorithm": "sequential", "dllm_steps": self.steps}
         if self.cache is None:
-            return {"dllm_algorithm": "sequential", "dllm_steps": steps}
-        return {
-            "dllm_algorithm": "sequential",
-            "dllm_steps": BLOCKS * steps,  # of the whole answer
-            "dllm_block_length": BLOCK,
-            "dllm_cache": self.cache,
-        }
+            return rule
+        of_answer = {"dllm_steps": BLOCKS * self.steps, "dllm_block_length": BLOCK}
+        return {**rule, **of_answer, "dllm_cache": self.cache}
 
     def rows(self, prompt: int) -> list[int]:
         """Positions that each step of one request forwards, but for its first."""
-        steps, whole = BLOCK // self.tokens_per_forward, prompt + TOKENS
-        rows = []
+        rows, whole = [], prompt + TOKENS
         for block in range(BLOCKS):
             first = BLOCK if self.cache is None else whole
             again = {"none": whole, "prefix": TOKENS - block * BLOCK}
-            rows += [first, *[again.get(self.name, BLOCK)] * (steps - 1)]
+            rows += [first, *[again.get(self.name, BLOCK)] * (self.steps - 1)]
         return rows[1:]
 
 

@@ -75,11 +75,16 @@ def forked_command(
     return process
 
 
-def run_command(command: Sequence[str], environment: dict[str, str], log: Path) -> None:
-    os.setsid()
+def send_output_to(log: Path) -> None:
+    """What this process prints from now on, and its children."""
     with log.open("w") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
+
+
+def run_command(command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    os.setsid()
+    send_output_to(log)
     os.environ.update(environment)
     sys.argv[:] = command
     runpy.run_path(command[0], run_name="__main__")

@@ -220,14 +220,14 @@ def prepare_environment() -> None:
 
 def run_here(check: Check, log: Path) -> None:
     """Start the engine in this process; the outcome is the last line of the log."""
-    with log.open("w", buffering=1) as output:
-        for stream in (1, 2):
-            os.dup2(output.fileno(), stream)
-        from vllm.platforms import current_platform
+    from vllm.platforms import current_platform
 
-        run = check_bundled if check.model == BUNDLED else check_golden
-        outcome = run(check, current_platform.device_type)
-        output.write(f"\n{MARK}{json.dumps(asdict(outcome))}\n")
+    from tests.forked import send_output_to
+
+    send_output_to(log)
+    run = check_bundled if check.model == BUNDLED else check_golden
+    outcome = run(check, current_platform.device_type)
+    print(f"\n{MARK}{json.dumps(asdict(outcome))}", flush=True)
 
 
 def run_apart(check: Check, logs: Path) -> Outcome:

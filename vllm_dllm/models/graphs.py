@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 MOST_POSITIONS = 4096
-"""A forward of so many keeps a GPU busy for longer than the host takes to launch it."""
+"""128 blocks of 32, the largest batch of benchmarks/gpu.py. Each size takes time to
+capture, and memory."""
 SHARE = 8
 """A step is padded with less than about one part in so many."""
 

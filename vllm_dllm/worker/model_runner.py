@@ -51,7 +51,7 @@ class DenoisingModelRunner(GPUModelRunner):
         if self.pp_handler is not None:
             self.pp_handler.settle(self.slots_of(scheduler_output))
         preempted = scheduler_output.preempted_req_ids or set()
-        for req_id in (*preempted, *scheduler_output.finished_req_ids):
+        for req_id in preempted | scheduler_output.finished_req_ids:
             slot = self.req_states.req_id_to_index.get(req_id)
             if slot is not None:
                 if req_id in preempted:
